@@ -1,0 +1,110 @@
+"""Deep copies of models: structure and annotations are copied, tensors shared."""
+
+from __future__ import annotations
+
+from qir.ir.attribute import Attribute, AttrKind
+from qir.ir.function import Function
+from qir.ir.graph import Graph, _assign_inputs
+from qir.ir.journal import EditState
+from qir.ir.model import Clone, Model
+from qir.ir.node import Node
+from qir.ir.value import Use, Value
+
+__all__ = ["clone_graph", "clone_model"]
+
+
+def clone_model(model: Model) -> Clone:
+    """See ``Model.clone_with_map``. Linear; an open transaction stays with the original."""
+    state = EditState()
+    state.calibrated = model._state.calibrated
+    values: dict[Value, Value] = {}
+    nodes: dict[Node, Node] = {}
+    copy = Model(clone_graph(model.graph, state, values, nodes), model.opset_imports, model.ir_version)
+    for slot in ("_producer_name", "_producer_version", "_domain", "_model_version", "_doc", "_extra", "_metadata"):
+        setattr(copy, slot, getattr(model, slot))
+    for function in model.functions.values():
+        copy.add_function(
+            Function(
+                function.domain,
+                function.name,
+                clone_graph(function.graph, state, values, nodes),
+                overload=function.overload,
+                attributes=function.attributes,
+                defaults=function.defaults,
+                opset_imports=function.opset_imports,
+                extra=function.extra,
+            )
+        )
+    return Clone(copy, values, nodes)
+
+
+def clone_graph(graph: Graph, state: EditState, values: dict[Value, Value], nodes: dict[Node, Node]) -> Graph:
+    """A copy of a graph with its bodies; fills ``values`` and ``nodes`` with what became what.
+
+    A captured value that ``values`` does not map is used as it is.
+    """
+    copy = Graph(graph.name, state)
+    copy._doc, copy._extra, copy._metadata = graph._doc, graph._extra, graph._metadata
+    for value in graph.inputs:
+        values[value] = _clone_value(value, state, copy)
+    for value in graph.initializers:
+        if value not in values:
+            values[value] = _clone_value(value, state, copy)
+        copy._initializers.link(values[value])
+    _assign_inputs(copy, tuple(values[value] for value in graph.inputs))
+    # Results first: a graph may be out of order.
+    for node in graph.nodes:
+        made = _clone_node(node, state)
+        nodes[node] = made
+        made._graph = copy
+        copy._nodes.link(made)
+        results = []
+        for value in node.outputs:
+            result = values[value] = _clone_value(value, state, None)
+            result._producer, result._index = made, value.index
+            results.append(result)
+        made._outputs = tuple(results)
+    for node in graph.nodes:
+        made = nodes[node]
+        made._uses = [None if use is None else _clone_use(use, made, values) for use in node.uses]
+        made._attributes = {
+            name: _clone_attribute(attribute, made, state, values, nodes) for name, attribute in node.attributes.items()
+        }
+    copy._outputs = tuple(_clone_use(use, copy, values) for use in graph.output_uses)
+    copy.recorded_types = {values[value]: None for value in graph.recorded_types if value in values}
+    return copy
+
+
+def _clone_value(value: Value, state: EditState, graph: Graph | None) -> Value:
+    copy = Value(state, value.name, value.type)
+    copy._graph = graph
+    for slot in ("_const", "_range", "_observed", "_quant", "_frozen", "_metadata", "_doc", "_extra", "_annotation"):
+        setattr(copy, slot, getattr(value, slot))
+    return copy
+
+
+def _clone_node(node: Node, state: EditState) -> Node:
+    copy = Node(state, node.op, node.domain, node.overload, node.name)
+    for slot in ("_metadata", "_doc", "_extra", "_kernel", "_region", "_provenance"):
+        setattr(copy, slot, getattr(node, slot))
+    return copy
+
+
+def _clone_use(use: Use, owner: Node | Graph, values: dict[Value, Value]) -> Use:
+    value = values.get(use.value, use.value)
+    copy = Use(owner, use.index, value)
+    copy._quant = use._quant
+    value._uses.link(copy)
+    return copy
+
+
+def _clone_attribute(
+    attribute: Attribute, owner: Node, state: EditState, values: dict[Value, Value], nodes: dict[Node, Node]
+) -> Attribute:
+    if attribute.kind not in (AttrKind.GRAPH, AttrKind.GRAPHS) or attribute.value is None:
+        return attribute
+    bodies = tuple(clone_graph(body, state, values, nodes) for body in attribute.graphs)
+    for body in bodies:
+        body.owner = owner
+    value = bodies if attribute.kind is AttrKind.GRAPHS else bodies[0]
+    return Attribute(attribute.name, attribute.kind, value, attribute.ref, attribute.doc, attribute.extra)

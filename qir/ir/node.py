@@ -1,0 +1,308 @@
+"""Nodes: one application of an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from qir.ir.attribute import Attribute, AttrKind
+from qir.ir.journal import EditState, journaled
+from qir.ir.linked import Linked
+from qir.ir.provenance import Provenance, flatten
+from qir.ir.value import Use, Value
+
+if TYPE_CHECKING:
+    from qir.ir.graph import Graph
+
+__all__ = ["Node", "OpId", "Region"]
+
+OpId = tuple[str, str, str]
+"""(domain, op type, overload); the default domain is ``""``."""
+
+
+class Region(NamedTuple):
+    """The nodes that carry an equal one stand for a single operation that the opset lacks, e.g. role ``gelu``."""
+
+    role: str
+    number: int
+
+
+class Node(Linked):
+    """An operator applied to values. Made by ``Graph.add_node``; lives until ``erase``.
+
+    ``kernel`` is None (undecided, runs as float) or ``float``, ``integer``, ``dynamic``, ``weight-only``, or a name
+    that the target defines. ``region`` tags the parts of a pattern that must stay whole.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_doc",
+        "_domain",
+        "_extra",
+        "_graph",
+        "_kernel",
+        "_metadata",
+        "_name",
+        "_op",
+        "_outputs",
+        "_overload",
+        "_provenance",
+        "_region",
+        "_state",
+        "_uses",
+    )
+    is_graph: Literal[False] = False
+
+    if TYPE_CHECKING:
+        name: str
+        doc: str
+        extra: bytes | None
+        metadata: Mapping[str, str] | None
+        kernel: str | None
+        region: Region | None
+        provenance: Provenance
+    else:
+        name = journaled("_name")
+        doc = journaled("_doc")
+        extra = journaled("_extra")
+        metadata = journaled("_metadata")
+        kernel = journaled("_kernel")
+        region = journaled("_region")
+        provenance = journaled("_provenance")
+
+    def __init__(self, state: EditState, op: str, domain: str = "", overload: str = "", name: str = "") -> None:
+        """For the graph's own use: ``Graph.add_node`` makes nodes."""
+        self._state = state
+        self._op = op
+        self._domain = domain
+        self._overload = overload
+        self._name = name
+        self._graph: Graph | None = None
+        self._uses: list[Use | None] = []
+        self._outputs: tuple[Value, ...] = ()
+        self._attributes: dict[str, Attribute] = {}
+        self._metadata: Mapping[str, str] | None = None
+        self._doc = ""
+        self._extra: bytes | None = None
+        self._kernel: str | None = None
+        self._region: Region | None = None
+        self._provenance: Provenance = ()
+        self._linked = False
+        self._prev = self._next = None
+
+    @property
+    def op(self) -> str:
+        return self._op
+
+    @property
+    def domain(self) -> str:
+        return self._domain
+
+    @property
+    def overload(self) -> str:
+        return self._overload
+
+    @property
+    def op_id(self) -> OpId:
+        return (self._domain, self._op, self._overload)
+
+    def set_op(self, op: str, domain: str = "", overload: str = "") -> None:
+        """Turn this into another operator, operands and attributes as they are."""
+        journal = self._state.journal
+        if journal is not None:
+            journal.record(self, "op", _restore_op, self, self.op_id)
+        self._domain, self._op, self._overload = domain, op, overload
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph in which the node stands; None once it was erased."""
+        return self._graph
+
+    @property
+    def previous(self) -> Node | None:
+        return self._prev  # type: ignore[return-value]
+
+    @property
+    def next(self) -> Node | None:
+        return self._next  # type: ignore[return-value]
+
+    @property
+    def inputs(self) -> tuple[Value | None, ...]:
+        """The operands; None where an optional one is missing."""
+        return tuple([None if use is None else use._value for use in self._uses])
+
+    @property
+    def uses(self) -> Sequence[Use | None]:
+        """The operands as uses, by input index."""
+        return self._uses
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The results; one that nobody wants has the empty name."""
+        return self._outputs
+
+    @property
+    def output(self) -> Value:
+        """The first result. Raises IndexError where there is none."""
+        return self._outputs[0]
+
+    def input(self, index: int) -> Value | None:
+        """The operand, None where it is missing or beyond the end."""
+        use = self.use(index)
+        return None if use is None else use._value
+
+    def use(self, index: int) -> Use | None:
+        """The use at an input index, None where it is missing or beyond the end."""
+        return self._uses[index] if 0 <= index < len(self._uses) else None
+
+    def set_input(self, index: int, value: Value | None) -> None:
+        """Read another value (None: leave the optional operand out). Beyond the end, the list grows."""
+        use = self.use(index)
+        if use is not None and value is not None:
+            use.value = value
+            return
+        if use is None and value is None:
+            return
+        journal = self._state.journal
+        if journal is not None:
+            journal.record(self, "inputs", setattr, self, "_uses", list(self._uses))
+        if use is not None:
+            _unlink_use(use)
+            self._uses[index] = None
+        else:
+            assert value is not None
+            self._uses += [None] * (index + 1 - len(self._uses))
+            self._uses[index] = _link_use(self, index, value)
+
+    def resize_inputs(self, count: int) -> None:
+        """Cut the operand list to ``count``, or fill it up with missing ones."""
+        self.set_inputs([*self.inputs[:count], *([None] * (count - len(self._uses)))])
+
+    def set_inputs(self, values: Sequence[Value | None]) -> None:
+        """Replace the whole operand list; an operand that stays in its place keeps its ``Use``."""
+        journal = self._state.journal
+        if journal is not None:
+            journal.record(self, "inputs", setattr, self, "_uses", self._uses)
+        old = self._uses
+        self._uses = [None] * len(values)
+        for index, value in enumerate(values):
+            use = old[index] if index < len(old) else None
+            if use is not None and use._value is value:
+                self._uses[index] = use
+            elif value is not None:
+                self._uses[index] = _link_use(self, index, value)
+        for index, use in enumerate(old):
+            if use is not None and (index >= len(values) or self._uses[index] is not use):
+                _unlink_use(use)
+
+    @property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """Read-only view, in the file's order; see ``set`` and ``remove``."""
+        return MappingProxyType(self._attributes)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute's Python value (strings decoded), ``default`` where it is absent or a reference."""
+        attribute = self._attributes.get(name)
+        return default if attribute is None or attribute.ref else attribute.python
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute from a Python value or an Attribute. Raises TypeError for a value of no kind."""
+        attribute = Attribute.of(name, value)
+        self._edit_attributes({**self._attributes, name: attribute})
+        for graph in attribute.graphs:
+            graph._attach(self)
+
+    def remove(self, name: str) -> None:
+        """Remove an attribute if it is there."""
+        if name in self._attributes:
+            self._edit_attributes({key: value for key, value in self._attributes.items() if key != name})
+
+    def _edit_attributes(self, new: dict[str, Attribute]) -> None:
+        journal = self._state.journal
+        if journal is not None:
+            journal.record(self, "attributes", setattr, self, "_attributes", self._attributes)
+        self._attributes = new
+
+    @property
+    def bodies(self) -> tuple[Graph, ...]:
+        """The graphs in attributes (branches of If, bodies of Loop and Scan), in order."""
+        found: tuple[Graph, ...] = ()
+        for attribute in self._attributes.values():
+            if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS):
+                found += attribute.graphs
+        return found
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all nodes in its bodies."""
+        yield self
+        for body in self.bodies:
+            yield from body.walk()
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the nodes of the imported model that this one came from."""
+        return flatten(self._provenance)
+
+    @property
+    def label(self) -> str:
+        """For messages: the name where it has one, else the first source, else the first output."""
+        first_source = flatten(self._provenance, 1)
+        first_output = self._outputs[0].name if self._outputs else ""
+        return self._name or (first_source[0] if first_source else "") or first_output
+
+    def erase(self) -> None:
+        """Remove from its graph. Raises ValueError while a result has uses, bodies of its own not counted."""
+        for output in self._outputs:
+            if output._uses:
+                raise ValueError(f"{self.label!r} cannot be erased: its output {output.name!r} is used")
+        graph = self._graph
+        if graph is None:
+            raise ValueError(f"{self.label!r} was erased before")
+        for body in self.bodies:
+            body._drop_uses()
+        for index in range(len(self._uses)):
+            use = self._uses[index]
+            if use is not None:
+                _unlink_use(use)
+        journal = self._state.journal
+        if journal is not None:
+            journal.record(self, "erased", _restore_node, self, graph, self._prev, self._next)
+        graph._nodes.unlink(self)
+        self._graph = None
+
+    def __repr__(self) -> str:
+        return f"Node({self._op} {self.label!r})"
+
+
+def _link_use(owner: Node | Graph, index: int, value: Value) -> Use:
+    use = Use(owner, index, value)
+    value._uses.link(use)
+    journal = use._state.journal
+    if journal is not None:
+        journal.record(use, "inputs", value._uses.unlink, use)
+    return use
+
+
+def _unlink_use(use: Use) -> None:
+    """Take a use out of its value's list; it keeps naming the value, so that an undo can put it back."""
+    value = use._value
+    journal = use._state.journal
+    if journal is not None:
+        journal.record(use, "unlinked", _relink_use, use, value, use._prev, use._next)
+    value._uses.unlink(use)
+
+
+def _relink_use(use: Use, value: Value, before: Use | None, after: Use | None) -> None:
+    use._prev, use._next = before, after
+    value._uses.relink(use)
+
+
+def _restore_node(node: Node, graph: Graph, before: Node | None, after: Node | None) -> None:
+    node._prev, node._next = before, after
+    graph._nodes.relink(node)
+    node._graph = graph
+
+
+def _restore_op(node: Node, op_id: OpId) -> None:
+    node._domain, node._op, node._overload = op_id
