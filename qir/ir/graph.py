@@ -117,7 +117,7 @@ class Graph:
                 yield from body.graphs()
 
     def values(self) -> Iterator[Value]:
-        """All values that this graph itself defines: inputs, initializers, results in node order; bodies not included."""
+        """All values that this graph defines: inputs, initializers, results in node order; bodies not included."""
         yield from self._inputs
         for value in self._initializers:
             if value not in self.input_set:

@@ -23,9 +23,7 @@ class Interval:
     def __post_init__(self) -> None:
         lo, hi = np.asarray(self.lo), np.asarray(self.hi)
         if lo.shape != hi.shape or lo.ndim != (0 if self.axis is None else 1):
-            raise ValueError(
-                f"bounds of shapes {lo.shape} and {hi.shape} do not make an interval with axis {self.axis}"
-            )
+            raise ValueError(f"bounds of shapes {lo.shape} and {hi.shape} make no interval with axis {self.axis}")
         if np.isnan(lo).any() or np.isnan(hi).any():
             raise ValueError("an interval's bound is NaN")
 

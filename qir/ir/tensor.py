@@ -201,7 +201,7 @@ class Tensor:
                 for string in self.numpy().reshape(-1):
                     state.update(len(string).to_bytes(8, "little") + string)
             else:
-                state.update(memoryview(np.ascontiguousarray(self.packed())))
+                state.update(np.ascontiguousarray(self.packed()).data)
             self._digest = state.digest()
         return self._digest
 

@@ -1,0 +1,1 @@
+"""Passes, pipelines, registry, instruments and remarks."""
