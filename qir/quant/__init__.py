@@ -1,0 +1,1 @@
+"""Schemes, integer arithmetic (the reference semantics), shared-parameter groups."""
