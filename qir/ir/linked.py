@@ -32,7 +32,8 @@ T = TypeVar("T", bound=Linked)
 class LinkedList(Generic[T]):
     """Items in order.
 
-    Iteration sees what is inserted after the current item and passes over what is removed, the current item included.
+    Iteration sees what is inserted after the current item and passes over what is removed, the current item included;
+    take a snapshot where items move to another list or place meanwhile.
     """
 
     __slots__ = ("_count", "_first", "_last")

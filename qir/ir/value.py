@@ -271,7 +271,7 @@ class Value(Linked):
         if new is self:
             return 0
         moved = 0
-        for use in self._uses:
+        for use in list(self._uses):  # a snapshot: moving a use links it into the other value's list
             if where is not None and not where(use):
                 continue
             if use._owner.is_graph:
