@@ -11,8 +11,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from qir.ir import Model, Node, Value
+from qir.pipeline.timing import Timer
 
-__all__ = ["Effect", "NoProgress", "Pass", "PassContext", "PassResult", "Progress", "Remark", "RemarkKind"]
+__all__ = ["Effect", "Feed", "NoProgress", "Pass", "PassContext", "PassResult", "Progress", "Remark", "RemarkKind"]
 
 Feed = Mapping[str, np.ndarray]
 """One sample: an array for each input of the model, batch axis included."""
@@ -90,13 +91,15 @@ class PassContext:
     """What a pass may use beside the model.
 
     ``reference`` is the untouched float model (a clone: tensors are shared). ``calibration`` yields feeds and can be
-    iterated again; None where the user gave none. ``target`` is the name of the runtime to compile for.
+    iterated again; None where the user gave none. ``target`` is the name of the runtime to compile for. A pass that
+    wants its parts in the timing tree writes ``with ctx.timer.scope("weights"):``.
     """
 
     reference: Model | None = None
     calibration: Iterable[Feed] | None = None
     target: str = "ort-cpu"
     progress: Progress = field(default_factory=NoProgress)
+    timer: Timer = field(default_factory=Timer)
 
 
 @dataclass(frozen=True)
