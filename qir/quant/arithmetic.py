@@ -76,6 +76,7 @@ def quantize(x: np.ndarray, q: StaticQuant) -> np.ndarray:
     """Codes of ``x`` (any real dtype and shape), in the storage dtype ``q.dtype.numpy``.
 
     Integers: saturate(round(x / scale) + zero_point); NaN becomes the smallest code, as x86 minps/maxps have it.
+    (onnxruntime's 2- and 4-bit loops let quotients beyond 2^31 wrap around; here they saturate.)
     Floats: x / scale rounded half to even, saturated to the largest finite number; NaN stays NaN where the type has
     one. Raises OptionError where the type does not fit the data.
     """
