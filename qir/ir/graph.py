@@ -210,13 +210,19 @@ class Graph:
         return value
 
     def remove_input(self, value: Value) -> None:
-        """No longer list a value as input; an overridable initializer becomes a constant.
+        """``remove_inputs`` of one."""
+        self.remove_inputs([value])
 
-        Raises ValueError where the value has uses but no content.
+    def remove_inputs(self, values: Iterable[Value]) -> None:
+        """No longer list these as inputs; an overridable initializer becomes a constant.
+
+        Raises ValueError where a value has uses but no content.
         """
-        if value._uses and value._const is None:
-            raise ValueError(f"input {value.name!r} is used, it cannot be removed")
-        self._set_inputs(tuple(v for v in self._inputs if v is not value))
+        gone = set(values)
+        for value in gone:
+            if value._uses and value._const is None:
+                raise ValueError(f"input {value.name!r} is used, it cannot be removed")
+        self._set_inputs(tuple(v for v in self._inputs if v not in gone))
 
     def make_input(self, value: Value) -> None:
         """List an initializer of this graph as an input too, so that it can be overridden."""
