@@ -151,7 +151,7 @@ def _read(hint: Any, raw: Raw, reader: _Reader) -> Any:
     if _is_union(hint):
         # A text is the last resort, so that `none`, numbers and choices are not swallowed by it.
         for member in sorted(typing.get_args(hint), key=lambda m: m is str):
-            value = _read(member, raw, _unquoting(reader))
+            value = _read(member, raw, reader if typing.get_origin(member) is tuple else _unquoting(reader))
             if value is not _UNFIT:
                 return value
         return _UNFIT

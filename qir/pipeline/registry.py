@@ -69,11 +69,9 @@ class Registry:
         """
         entry = self._entry(name)
         found: object = entry.load()
-        if isinstance(found, Preset):
-            pass
-        elif isinstance(found, type) and issubclass(found, Pass):
+        if isinstance(found, type) and issubclass(found, Pass):
             check_pass_class(found, entry.source)
-        else:
+        elif not isinstance(found, Preset):
             raise OptionError(f"{entry.source}: {name!r} is neither a Pass class nor a Preset but {found!r}")
         if found.name != name:
             raise OptionError(f"{entry.source}: registers {found.name!r} under the name {name!r}; make the two equal")
