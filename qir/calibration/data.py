@@ -1,0 +1,197 @@
+"""Sample data from wherever it is, as checked feeds: `open_data(source, specs)`.
+
+A feed is a dict of input name -> array that a runtime takes as it is, batch axis included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qir.calibration.feeds import DataWarning, FeedChecker
+from qir.calibration.npz import read_npz
+from qir.calibration.spool import Spool
+from qir.calibration.stacks import Feeds, MemoryStack, Stack, feeds_from_stacks, labels_from_stacks
+from qir.errors import DataError
+from qir.runtime.specs import InputSpec
+
+__all__ = ["HELD_OUT_EVERY", "HELD_OUT_FROM", "DataSource", "DataWarning", "hold_out", "open_data"]
+
+HELD_OUT_FROM = 16  # samples; with fewer none is spared
+HELD_OUT_EVERY = 8
+
+
+class DataSource:
+    """Feeds that can be walked over any number of times, one in memory at a time, each checked against the model.
+
+    `name` says where they come from, for messages and reports. `labels`: one array a feed, or None.
+    Iterating raises DataError for a sample that does not fit (see `FeedChecker.check`).
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[InputSpec],
+        name: str,
+        feeds: Callable[[], Iterable[Any]],
+        *,
+        count: int | None = None,
+        labels: Sequence[np.ndarray] | None = None,
+        keep: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.specs = tuple(specs)
+        self.name = name
+        self._feeds = feeds
+        self._total = count
+        self._all_labels = labels
+        self._keep = keep
+        self._checker = FeedChecker(specs)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index, feed in enumerate(self._feeds()):
+            if self._keep is None or self._keep(index):
+                yield self._checker.check(feed, f"{self.name}, sample {index}")
+
+    @property
+    def count(self) -> int | None:
+        """How many feeds there are, None where only walking over them tells."""
+        if self._total is None or self._keep is None:
+            return self._total
+        return sum(map(self._keep, range(self._total)))
+
+    def __len__(self) -> int:
+        count = self.count
+        if count is None:
+            raise TypeError(f"the number of samples in {self.name} is not known before they are read")
+        return count
+
+    def __bool__(self) -> bool:
+        return True  # a source is a thing, not its length, which may be unknown
+
+    @property
+    def labels(self) -> list[np.ndarray] | None:
+        if self._all_labels is None:
+            return None
+        return [label for index, label in enumerate(self._all_labels) if self._keep is None or self._keep(index)]
+
+    def subset(self, keep: Callable[[int], bool]) -> DataSource:
+        """The feeds whose place in this source `keep` accepts. Their errors still name the place in the full source."""
+        if self._keep is not None:
+            raise ValueError("a subset of a subset; take it from the full source")
+        return DataSource(self.specs, self.name, self._feeds, count=self._total, labels=self._all_labels, keep=keep)
+
+    def take(self, number: int) -> DataSource:
+        """The first `number` feeds."""
+        return self.subset(lambda index: index < number)
+
+
+def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
+    """(for calibration, kept out for checking): of 16 samples or more every 8th is kept out, of fewer none.
+
+    A source of unknown length is walked over once to count it.
+    """
+    total = source.count
+    if total is None:
+        total = sum(1 for _ in source)
+    if total < HELD_OUT_FROM:
+        return source, None
+
+    def out(index: int) -> bool:
+        return index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+    return source.subset(lambda index: not out(index)), source.subset(out)
+
+
+def open_data(source: object, specs: Sequence[InputSpec], *, ignore: Collection[str] = ()) -> DataSource:
+    """Sample data as a DataSource. `source` is one of:
+
+    * the path of an `.npz`, or a mapping of stacked arrays: the convention of `qir.calibration.stacks`;
+    * a folder of `test_data_set_N/input_K.pb`, or one such set, or a folder of `.npz` files (taken in name order);
+    * an iterable of feeds; a function that returns one; an onnxruntime `CalibrationDataReader` (`get_next`).
+      What can be walked over only once is kept in a temporary file;
+    * an array, for a model of one input; a DataSource.
+
+    Keys in `ignore` are not reported as unknown. Raises DataError when nothing there fits the model.
+    """
+    if isinstance(source, DataSource):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(os.fspath(source)), specs, ignore)
+    if isinstance(source, np.ndarray):
+        if len(specs) != 1:
+            raise DataError(f"one array for a model of {len(specs)} inputs; pass a dict of input name -> array")
+        source = {specs[0].name: source}
+    if isinstance(source, Mapping):
+        stacks = {str(key): MemoryStack(np.asarray(value)) for key, value in source.items()}
+        return _from_stacks(stacks, specs, "the data", ignore)
+    if hasattr(source, "get_next"):
+        spool = Spool(iter(source.get_next, None))
+        return DataSource(specs, type(source).__name__, lambda: spool)
+    if isinstance(source, Iterator):
+        once = Spool(source)
+        return DataSource(specs, "the data", lambda: once)
+    if isinstance(source, Iterable):
+        return DataSource(specs, "the data", lambda: source, count=len(source) if isinstance(source, Sized) else None)
+    if callable(source):
+        return DataSource(specs, getattr(source, "__name__", "the data"), _called(source))
+    raise DataError(
+        f"a {type(source).__name__} is no sample data; pass the path of an .npz or folder, a dict of arrays, an "
+        "iterable of feeds, or a function that returns one"
+    )
+
+
+def _called(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
+    def feeds() -> Iterable[Any]:
+        result = function()
+        if isinstance(result, Mapping) or not isinstance(result, Iterable):
+            raise DataError(f"the data function returned a {type(result).__name__}, not an iterable of feeds")
+        return result
+
+    return feeds
+
+
+def _open_path(path: Path, specs: Sequence[InputSpec], ignore: Collection[str]) -> DataSource:
+    if path.is_dir():
+        return _open_folder(path, specs, ignore)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.suffix == ".npy":
+        name = specs[0].name if specs else "INPUT"
+        raise DataError(f"{path}: a bare .npy names no input; numpy.savez(file, **{{'{name}': array}}) makes an .npz")
+    return _from_stacks(read_npz(path), specs, str(path), ignore)
+
+
+def _from_stacks(
+    stacks: Mapping[str, Stack], specs: Sequence[InputSpec], name: str, ignore: Collection[str]
+) -> DataSource:
+    feeds = feeds_from_stacks(stacks, specs, name, ignore)
+    return DataSource(specs, name, lambda: feeds, count=feeds.count, labels=labels_from_stacks(stacks, feeds, name))
+
+
+def _open_folder(folder: Path, specs: Sequence[InputSpec], ignore: Collection[str]) -> DataSource:
+    from qir.calibration.pb import find_sets, read_set
+
+    sets = find_sets(folder)
+    if sets:
+        return DataSource(specs, str(folder), lambda: (read_set(one, "input", specs) for one in sets), count=len(sets))
+    archives = sorted(folder.glob("*.npz"))
+    if not archives:
+        raise DataError(f"{folder}: holds neither test_data_set_N folders nor .npz files")
+    parts: list[tuple[Feeds, list[np.ndarray] | None]] = []
+    for archive in archives:
+        stacks = read_npz(archive)
+        feeds = feeds_from_stacks(stacks, specs, str(archive), ignore)
+        parts.append((feeds, labels_from_stacks(stacks, feeds, str(archive))))
+    labels = [labels for _, labels in parts if labels is not None]
+    if labels and len(labels) != len(parts):
+        raise DataError(f"{folder}: {len(labels)} of {len(parts)} archives have labels; give all of them or none")
+    return DataSource(
+        specs,
+        str(folder),
+        lambda: (feed for feeds, _ in parts for feed in feeds),
+        count=sum(feeds.count for feeds, _ in parts),
+        labels=[label for some in labels for label in some] if labels else None,
+    )
