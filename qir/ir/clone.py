@@ -71,7 +71,11 @@ def clone_graph(graph: Graph, state: EditState, values: dict[Value, Value], node
             name: _clone_attribute(attribute, made, state, values, nodes) for name, attribute in node.attributes.items()
         }
     copy._outputs = tuple(_clone_use(use, copy, values) for use in graph.output_uses)
-    copy.recorded_types = {values[value]: None for value in graph.recorded_types if value in values}
+    for value in graph.recorded_types:
+        if value in values:
+            copy.recorded_types[values[value]] = None
+        elif value.graph is None and value.producer is None:  # an entry of the file that belongs to no value
+            copy.recorded_types[_clone_value(value, state, None)] = None
     return copy
 
 

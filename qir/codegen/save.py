@@ -1,0 +1,140 @@
+"""IR models to files: whole or not at all, weights streamed, in the file or beside it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from qir.codegen.exporter import MOST_BYTES, model_message
+from qir.codegen.graphs import Annotations
+from qir.codegen.tensors import ExternalEntry
+from qir.errors import OutputError
+from qir.ir import DType, Model, Tensor, Value
+
+__all__ = ["save"]
+
+_ALIGNMENT = 4096
+_SMALL_ALIGNMENT = 64
+_LARGE = 1 << 16
+_CHUNK = 1 << 24
+_unique = itertools.count()
+
+
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    external_threshold: int = 1024,
+    annotations: Annotations = "error",
+    strip_provenance: bool = False,
+) -> None:
+    """Write an ONNX file.
+
+    ``external_data``: put weights of at least ``external_threshold`` bytes into ``NAME.data`` beside the model; None
+    does so where a weight already stands in a data file, or where the model would pass 2 GB. Both files are written
+    under temporary names and then renamed, so the model may be saved over the one it was loaded from. Raises
+    OutputError where that fails, and QirError as ``to_bytes`` does.
+    """
+    path = Path(path)
+    _check_target(path)
+    if external_data is None:
+        external_data = _wants_external(model)
+    data_path = path.with_name(path.name + ".data")
+    layout = _layout(model, external_threshold, data_path.name) if external_data else {}
+    message = model_message(model, external=layout, annotations=annotations, strip_provenance=strip_provenance)
+    if message.size > MOST_BYTES:
+        remedy = "save it with external data" if not external_data else "lower external_threshold"
+        raise OutputError(f"{str(path)!r} would be {message.size / 1e9:.1f} GB, one ONNX file holds 2 GB: {remedy}")
+    with _replacing(path) as model_file:
+        if layout:
+            _check_target(data_path)
+            with _replacing(data_path) as data_file:
+                _write_data(data_file, layout)
+                _write(model_file, message.chunks())
+        else:
+            _write(model_file, message.chunks())
+
+
+def _wants_external(model: Model) -> bool:
+    inside = 0
+    for value in _candidates(model):
+        if value.const.location is not None:
+            return True
+        inside += value.const.nbytes
+    return inside > MOST_BYTES - (64 << 20)
+
+
+class _Weight(Value):
+    const: Tensor
+
+
+def _candidates(model: Model) -> Iterator[_Weight]:
+    """Initializers that may stand outside: dense, not strings, of the main graph and its bodies."""
+    for graph in model.graph.graphs():
+        for value in graph.initializers:
+            if isinstance(value.const, Tensor) and value.const.dtype is not DType.STRING:
+                yield value  # type: ignore[misc]  # a Value whose const is known
+
+
+def _layout(model: Model, threshold: int, location: str) -> dict[Value, ExternalEntry]:
+    layout: dict[Value, ExternalEntry] = {}
+    end = 0
+    for value in _candidates(model):
+        size = value.const.nbytes
+        if size >= max(threshold, 1):
+            alignment = _ALIGNMENT if size >= _LARGE else _SMALL_ALIGNMENT
+            offset = -(-end // alignment) * alignment
+            layout[value] = (location, offset, size)
+            end = offset + size
+    return layout
+
+
+def _write_data(file: BinaryIO, layout: dict[Value, ExternalEntry]) -> None:
+    for value, (_, offset, _) in layout.items():
+        assert isinstance(value.const, Tensor)
+        file.seek(offset)
+        _write(file, [memoryview(np.ascontiguousarray(value.const.packed()))])
+
+
+def _write(file: BinaryIO, chunks: Iterator[bytes | memoryview] | list[memoryview]) -> None:
+    for chunk in chunks:
+        for start in range(0, len(chunk), _CHUNK):
+            file.write(chunk[start : start + _CHUNK])
+
+
+def _check_target(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{str(path)!r} is a folder: give the name of a file to write")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{str(path)!r} is no regular file: give the name of a file to write")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` at the end of the block, and vanishes where that raises."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_unique)}.tmp")
+    try:
+        file = open(temporary, "xb")  # closed below, before it is renamed
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
+    try:
+        with file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

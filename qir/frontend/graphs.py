@@ -1,0 +1,507 @@
+"""GraphProto, NodeProto and FunctionProto to IR graphs.
+
+Two phases a graph: first everything that defines a name, then the operands; so a graph that is out of order loads.
+This is the hot loop of loading, hence the calls spared and the tables of what was seen before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qir.errors import ModelError
+from qir.frontend.attributes import read_attribute
+from qir.frontend.external import ExternalFiles
+from qir.frontend.residue import make_residue, metadata_of
+from qir.frontend.tensors import Span, read_sparse_tensor, read_tensor
+from qir.frontend.types import decode_type
+from qir.frontend.wire import Buffer, Damaged, fields, read_varint
+from qir.ir import Attribute, AttrKind, DType, Function, Graph, Node, SparseTensor, Tensor, TensorType, Type, Use, Value
+from qir.ir.graph import _assign_inputs
+from qir.ir.journal import EditState
+from qir.ir.provenance import parse_sources
+
+__all__ = ["GraphReader", "annotations_of", "opsets_of"]
+
+Scope = dict[bytes, Value]
+_BODIES = (AttrKind.GRAPH, AttrKind.GRAPHS)
+_SHARED_KINDS = frozenset(
+    {AttrKind.FLOAT, AttrKind.INT, AttrKind.STRING, AttrKind.FLOATS, AttrKind.INTS, AttrKind.STRINGS}
+)
+
+
+class _Info(NamedTuple):
+    """A ValueInfoProto."""
+
+    name: bytes
+    type: Type | None
+    doc: str
+    metadata: dict[str, str] | None
+    extra: bytes | None
+
+
+class _Pending(NamedTuple):
+    """A node whose operands and attributes are still to be read."""
+
+    node: Node
+    inputs: list[bytes]
+    attributes: list[bytes]
+
+
+class GraphReader:
+    """Reads the graphs of one model, all with the same edit state."""
+
+    def __init__(self, state: EditState, external: ExternalFiles) -> None:
+        self._state = state
+        self._external = external
+        self._types: dict[bytes, tuple[Type | None, bool]] = {}
+        self._tensor_types: dict[tuple[DType, tuple[int, ...]], TensorType] = {}
+        self._attributes: dict[bytes, Attribute] = {}
+        self._texts: dict[bytes, str] = {b"": ""}
+        self._scopes: list[Scope] = []
+
+    def graph(self, buffer: Buffer, span: Span) -> Graph:
+        """A main graph, or a body within the scopes that are being read. Raises ModelError, Damaged."""
+        graph = Graph("", self._state)
+        nodes: list[Span] = []
+        inputs: list[bytes] = []
+        outputs: list[bytes] = []
+        infos: list[bytes] = []
+        annotations: list[bytes] = []
+        metadata: list[bytes] = []
+        annotation_fields: list[bytes] = []
+        metadata_fields: list[bytes] = []
+        output_fields: list[bytes] = []
+        verbatim: list[bytes] = []
+        initializers: list[Tensor] = []
+        sparse: list[SparseTensor] = []
+        for key, head, begin, end in fields(buffer, *span):
+            if key == 0x0A:
+                nodes.append(Span(begin, end))
+            elif key == 0x6A:
+                infos.append(buffer[begin:end])
+            elif key == 0x2A:
+                initializers.append(read_tensor(buffer, Span(begin, end), self._external))
+            elif key == 0x7A:
+                sparse.append(read_sparse_tensor(buffer, Span(begin, end), self._external))
+            elif key == 0x5A:
+                inputs.append(buffer[begin:end])
+            elif key == 0x62:
+                outputs.append(buffer[begin:end])
+                output_fields.append(buffer[head:end])
+            elif key == 0x12 and end > begin:
+                graph._name = buffer[begin:end].decode()
+            elif key == 0x52 and end > begin:
+                graph._doc = buffer[begin:end].decode()
+            elif key == 0x72:
+                annotations.append(buffer[begin:end])
+                annotation_fields.append(buffer[head:end])
+            elif key == 0x82:
+                metadata.append(buffer[begin:end])
+                metadata_fields.append(buffer[head:end])
+            else:
+                verbatim.append(buffer[head:end])
+        scope: Scope = {}
+        self._scopes.append(scope)
+        described: set[Value] = set()
+        self._define_inputs(graph, [self._info(raw) for raw in inputs], scope, described)
+        self._define_initializers(graph, [*initializers, *sparse], scope)
+        pending = self._define_results(graph, buffer, nodes, scope)
+        output_infos = [self._info(raw) for raw in outputs]
+        if not self._describe_outputs(graph, output_infos, described):
+            verbatim += output_fields
+        self._record_types(graph, infos, scope, described)
+        if annotations:
+            self._annotate(annotations, scope)
+            verbatim += annotation_fields
+        mapping, exact = metadata_of(metadata)
+        graph._metadata = mapping or None
+        if not exact:
+            verbatim += metadata_fields
+        self._connect(pending)
+        graph._outputs = tuple(self._output_use(graph, index, info.name) for index, info in enumerate(output_infos))
+        graph._extra = make_residue(verbatim) if verbatim else None
+        self._scopes.pop()
+        return graph
+
+    def function(self, buffer: Buffer, span: Span) -> Function:
+        """A local function. Raises ModelError, Damaged."""
+        graph = Graph("", self._state)
+        texts = {0x0A: "", 0x52: "", 0x6A: "", 0x42: ""}
+        nodes: list[Span] = []
+        infos: list[bytes] = []
+        inputs: list[bytes] = []
+        outputs: list[bytes] = []
+        attributes: list[str] = []
+        defaults: list[Attribute] = []
+        opsets: list[bytes] = []
+        opset_fields: list[bytes] = []
+        metadata: list[bytes] = []
+        metadata_fields: list[bytes] = []
+        verbatim: list[bytes] = []
+        for key, head, begin, end in fields(buffer, *span):
+            match key:
+                case 0x3A:
+                    nodes.append(Span(begin, end))
+                case 0x22:
+                    inputs.append(buffer[begin:end])
+                case 0x2A:
+                    outputs.append(buffer[begin:end])
+                case 0x32:
+                    attributes.append(buffer[begin:end].decode())
+                case 0x5A:
+                    defaults.append(read_attribute(buffer, Span(begin, end), self._external, self.graph))
+                case 0x62:
+                    infos.append(buffer[begin:end])
+                case 0x4A:
+                    opsets.append(buffer[begin:end])
+                    opset_fields.append(buffer[head:end])
+                case 0x72:
+                    metadata.append(buffer[begin:end])
+                    metadata_fields.append(buffer[head:end])
+                case 0x0A | 0x52 | 0x6A | 0x42 if end > begin:
+                    texts[key] = buffer[begin:end].decode()
+                    if key == 0x52 and texts[key] == "ai.onnx":
+                        texts[key] = ""
+                        verbatim.append(buffer[head:end])
+                case _:
+                    verbatim.append(buffer[head:end])
+        outer, self._scopes = self._scopes, [{}]
+        scope = self._scopes[0]
+        self._define_inputs(graph, [_Info(name, None, "", None, None) for name in inputs], scope, set())
+        pending = self._define_results(graph, buffer, nodes, scope)
+        self._record_types(graph, infos, scope, set())
+        self._connect(pending)
+        graph._outputs = tuple(self._output_use(graph, index, name) for index, name in enumerate(outputs))
+        self._scopes = outer
+        mapping, exact = metadata_of(metadata)
+        graph._metadata, graph._doc = mapping or None, texts[0x42]
+        if not exact:
+            verbatim += metadata_fields
+        imports, exact = opsets_of(opsets)
+        if not exact:
+            verbatim += opset_fields
+        return Function(
+            texts[0x52],
+            texts[0x0A],
+            graph,
+            overload=texts[0x6A],
+            attributes=tuple(attributes),
+            defaults=tuple(defaults),
+            opset_imports=imports,
+            extra=make_residue(verbatim),
+        )
+
+    # What defines names
+
+    def _define_inputs(self, graph: Graph, infos: list[_Info], scope: Scope, described: set[Value]) -> None:
+        values = []
+        for info in infos:
+            value = Value(self._state, info.name.decode(), info.type)
+            value._graph = graph
+            _describe(value, info)
+            if info.name in scope:
+                raise ModelError(f"graph input {value.name!r} is listed twice: rename one, or export the model again")
+            scope[info.name] = value
+            described.add(value)
+            values.append(value)
+        _assign_inputs(graph, tuple(values))
+
+    def _define_initializers(self, graph: Graph, tensors: list[Tensor | SparseTensor], scope: Scope) -> None:
+        for tensor in tensors:
+            name = tensor.name.encode()
+            value = scope.get(name)
+            if value is None:
+                value = scope[name] = Value(self._state, tensor.name, self._tensor_type(tensor))
+                value._graph = graph
+            elif value._const is not None:
+                raise ModelError(f"initializer {tensor.name!r} is defined twice: remove one, or export the model again")
+            value._const = tensor
+            graph._initializers.link(value)
+
+    def _tensor_type(self, tensor: Tensor | SparseTensor) -> TensorType:
+        key = (tensor.dtype, tensor.shape)
+        type_ = self._tensor_types.get(key)
+        if type_ is None:
+            type_ = self._tensor_types[key] = TensorType(*key)
+        return type_
+
+    def _define_results(self, graph: Graph, buffer: Buffer, spans: list[Span], scope: Scope) -> list[_Pending]:
+        state = self._state
+        texts = self._texts
+        link = graph._nodes.link
+        pending: list[_Pending] = []
+        for begin, end in spans:
+            raw = buffer[begin:end]
+            inputs: list[bytes] = []
+            outputs: list[bytes] = []
+            attributes: list[bytes] = []
+            op = domain = name = overload = doc = b""
+            metadata: list[bytes] = []
+            verbatim: list[bytes] = []
+            at, size = 0, len(raw)
+            while at < size:
+                head = at
+                key = raw[at]
+                if key & 0x87 == 2 and (stop := at + 1) < size and (length := raw[stop]) < 0x80:
+                    at = stop + 1 + length
+                    if at > size:
+                        raise Damaged
+                    payload = raw[stop + 1 : at]
+                else:
+                    key, _, start, at = next(fields(raw, head, size))
+                    payload = raw[start:at]
+                if key == 0x0A:
+                    inputs.append(payload)
+                elif key == 0x12:
+                    outputs.append(payload)
+                elif key == 0x2A:
+                    attributes.append(payload)
+                elif not payload:
+                    verbatim.append(raw[head:at])
+                elif key == 0x22:
+                    op = payload
+                elif key == 0x1A:
+                    name = payload
+                elif key == 0x32:
+                    doc = payload
+                elif key == 0x3A:
+                    domain = payload
+                    if domain == b"ai.onnx":
+                        domain = b""
+                        verbatim.append(raw[head:at])
+                elif key == 0x6A:
+                    overload = payload
+                elif key == 0x4A:
+                    metadata.append(raw[head:at])
+                else:
+                    verbatim.append(raw[head:at])
+            op_text = texts.get(op)
+            if op_text is None:
+                op_text = texts[op] = op.decode()
+            node = Node(state, op_text, "", "", name.decode())
+            if domain:
+                node._domain = texts.setdefault(domain, domain.decode())
+            if overload:
+                node._overload = overload.decode()
+            if doc:
+                node._doc = doc.decode()
+            link(node)
+            node._graph = graph
+            results = []
+            for index, output in enumerate(outputs):
+                value = Value(state, output.decode(), None)
+                value._producer = node
+                value._index = index
+                results.append(value)
+                if output:
+                    if output in scope:
+                        raise ModelError(
+                            f"node {node.name or op_text!r} defines {value._name!r}, which is defined already: "
+                            "names must be unique, export the model again"
+                        )
+                    scope[output] = value
+            node._outputs = tuple(results)
+            node._provenance = node._name or (results[0]._name if results else "")
+            if metadata:
+                _read_node_metadata(node, metadata, verbatim)
+            if verbatim:
+                node._extra = make_residue(verbatim)
+            pending.append(_Pending(node, inputs, attributes))
+        return pending
+
+    # What uses names
+
+    def _connect(self, pending: list[_Pending]) -> None:
+        scope = self._scopes[-1]
+        known = self._attributes
+        for node, inputs, attributes in pending:
+            uses = node._uses
+            for index, name in enumerate(inputs):
+                value = scope.get(name)
+                if value is None:
+                    if not name:
+                        uses.append(None)
+                        continue
+                    value = self._captured(node, index, name)
+                use = Use(node, index, value)
+                value._uses.link(use)
+                uses.append(use)
+            if attributes:
+                table = node._attributes
+                for raw in attributes:
+                    attribute = known.get(raw) or self._attribute(node, raw)
+                    if attribute.name in table:
+                        raise ModelError(
+                            f"node {node.label!r} has attribute {attribute.name!r} twice: export the model again"
+                        )
+                    table[attribute.name] = attribute
+
+    def _captured(self, node: Node, index: int, name: bytes) -> Value:
+        value = self._lookup(name)
+        if value is None:
+            raise ModelError(
+                f"input {index} of node {node.label!r} ({node.op}) is {name.decode()!r}, which nothing defines: "
+                "the model is damaged, export it again"
+            )
+        return value
+
+    def _lookup(self, name: bytes) -> Value | None:
+        for scope in reversed(self._scopes):
+            if name in scope:
+                return scope[name]
+        return None
+
+    def _attribute(self, node: Node, raw: bytes) -> Attribute:
+        attribute = read_attribute(raw, Span(0, len(raw)), self._external, self.graph)
+        if attribute.kind in _SHARED_KINDS:
+            self._attributes[raw] = attribute
+        elif attribute.kind in _BODIES:
+            for body in attribute.graphs:
+                body.owner = node
+        return attribute
+
+    def _output_use(self, graph: Graph, index: int, name: bytes) -> Use:
+        value = self._lookup(name)
+        if value is None:
+            raise ModelError(
+                f"output {name.decode()!r} of graph {graph.name!r} is defined by no node: "
+                "the model is damaged, export it again"
+            )
+        use = Use(graph, index, value)
+        value._uses.link(use)
+        return use
+
+    # What describes values
+
+    def _info(self, raw: bytes) -> _Info:
+        name = b""
+        doc = ""
+        type_: Type | None = None
+        metadata: list[bytes] = []
+        metadata_fields: list[bytes] = []
+        verbatim: list[bytes] = []
+        for key, head, begin, end in fields(raw, 0, len(raw)):
+            if key == 0x0A and end > begin:
+                name = raw[begin:end]
+            elif key == 0x12:
+                payload = raw[begin:end]
+                known = self._types.get(payload)
+                if known is None:
+                    known = self._types[payload] = decode_type(payload)
+                type_ = known[0]
+                if not known[1]:
+                    verbatim.append(raw[head:end])
+            elif key == 0x1A and end > begin:
+                doc = raw[begin:end].decode()
+            elif key == 0x22:
+                metadata.append(raw[begin:end])
+                metadata_fields.append(raw[head:end])
+            else:
+                verbatim.append(raw[head:end])
+        if not metadata and not verbatim:
+            return _Info(name, type_, doc, None, None)
+        mapping, exact = metadata_of(metadata)
+        if not exact:
+            verbatim += metadata_fields
+        return _Info(name, type_, doc, mapping or None, make_residue(verbatim))
+
+    def _describe_outputs(self, graph: Graph, infos: list[_Info], described: set[Value]) -> bool:
+        """Give types to the outputs' values; whether the values then say all that the list of outputs says."""
+        exact = True
+        for info in infos:
+            value = self._lookup(info.name)
+            if value is None:
+                continue  # reported when the outputs are connected
+            if value in described or value.graph is not graph:
+                exact = exact and _describes(value, info)
+            elif value._const is not None and value._type != info.type:
+                exact = False
+            else:
+                described.add(value)
+                value._type = info.type
+                _describe(value, info)
+        return exact
+
+    def _record_types(self, graph: Graph, infos: list[bytes], scope: Scope, described: set[Value]) -> None:
+        """Types from ``value_info``; an entry that fits no value of the graph stays as a value on its own."""
+        recorded = graph.recorded_types
+        for raw in infos:
+            info = self._info(raw)
+            value = scope.get(info.name)
+            fits = value is not None and value not in recorded
+            if fits and value is not None:
+                if value in described or value._const is not None:
+                    fits = _describes(value, info)
+                else:
+                    value._type = info.type
+                    _describe(value, info)
+            if not fits or value is None:
+                value = Value(self._state, info.name.decode(), info.type)
+                _describe(value, info)
+            recorded[value] = None
+
+    def _annotate(self, annotations: list[bytes], scope: Scope) -> None:
+        for name, pairs in annotations_of(annotations).items():
+            value = scope.get(name.encode())
+            if value is not None:
+                value._annotation = tuple(pairs.items())
+
+
+def annotations_of(entries: list[bytes]) -> dict[str, dict[str, str]]:
+    """TensorAnnotations as a mapping: tensor name to (parameter to name of the tensor that holds it)."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        name = ""
+        pairs: list[bytes] = []
+        for key, _, begin, end in fields(entry, 0, len(entry)):
+            if key == 0x0A:
+                name = entry[begin:end].decode()
+            elif key == 0x12:
+                pairs.append(entry[begin:end])
+        found[name] = metadata_of(pairs)[0]
+    return found
+
+
+def opsets_of(entries: list[bytes]) -> tuple[dict[str, int], bool]:
+    """OperatorSetIdProtos as a mapping from domain to version, "ai.onnx" as "" unless both are there.
+
+    Also whether the mapping, written with every domain present, says all they say.
+    """
+    found: list[tuple[str, int]] = []
+    exact = True
+    for entry in entries:
+        domain, version = "", 0
+        keys = []
+        for key, _, begin, end in fields(entry, 0, len(entry)):
+            keys.append(key)
+            if key == 0x0A:
+                domain = entry[begin:end].decode()
+            elif key == 0x10:
+                version = read_varint(entry, begin)[0]
+        exact = exact and sorted(keys) == [0x0A, 0x10]
+        found.append((domain, version))
+    domains = [domain for domain, _ in found]
+    exact = exact and len(set(domains)) == len(domains) and "ai.onnx" not in domains
+    if "" not in domains:
+        found = [("" if domain == "ai.onnx" else domain, version) for domain, version in found]
+    return dict(found), exact
+
+
+def _describe(value: Value, info: _Info) -> None:
+    value._doc, value._metadata, value._extra = info.doc, info.metadata, info.extra
+
+
+def _describes(value: Value, info: _Info) -> bool:
+    """The value says all that the entry says."""
+    return (value._type, value._doc, value._metadata, value._extra) == (info.type, info.doc, info.metadata, info.extra)
+
+
+def _read_node_metadata(node: Node, raw_fields: list[bytes], verbatim: list[bytes]) -> None:
+    entries = [raw[field.begin : field.end] for raw in raw_fields for field in fields(raw, 0, len(raw))]
+    mapping, exact = metadata_of(entries)
+    node._metadata = mapping
+    if not exact:
+        verbatim += raw_fields
+    sources = mapping.get("qir.source")
+    if sources is not None:
+        node._provenance = parse_sources(sources) if sources else ()
