@@ -1,0 +1,93 @@
+"""``place``: check the annotations against what the runtime really fuses, and take back what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qir.codegen import runnable
+from qir.ir import Model, Node, UseQuantMarker, Value
+from qir.passes.emit_qdq import EmitQdq
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.targets.audit import Audit, audit
+
+__all__ = ["Place", "dequantize_node"]
+
+
+@dataclass(frozen=True)
+class Place(Pass):
+    """Emit a copy, let the target's runtime optimise it, and audit the result: a node whose quantizers did not fuse
+    would be dequantized and computed in float on every run, so its annotations are removed. At most ``max-rounds``
+    times, because removing one quantizer can strand another.
+
+    Before::
+
+        %y: f32[1,8] q=u8(0.01, 0) = Conv(%x, @w : s8[axis=0](...)) kernel=integer
+
+    After, where the runtime left that Conv float::
+
+        %y: f32[1,8] = Conv(%x, @w) kernel=float
+    """
+
+    name: ClassVar[str] = "place"
+    effect: ClassVar[Effect] = Effect.ANALYSIS
+    keeps_observed: ClassVar[bool] = True
+
+    max_rounds: int = 3
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises ModelError where the runtime refuses the emitted model."""
+        result = PassResult()
+        if not any(node.kernel == "integer" for node in model.graph.nodes):
+            return result
+        for _ in range(self.max_rounds):
+            found, originals = _audit_copy(model, ctx)
+            if not found.islands:
+                break
+            for island in found.islands:
+                node = originals[island.node]
+                dequantize_node(node)
+                result.count("stranded")
+                result.changed = True
+                result.remarks.append(self.missed(node, f"{node.op} stays float: {island.reason}"))
+        else:
+            found, _ = _audit_copy(model, ctx)
+        for op, count in sorted((found.integer + found.float_heavy + found.quantizers).items()):
+            result.count(op, count)
+        return result
+
+
+def _audit_copy(model: Model, ctx: PassContext) -> tuple[Audit, dict[Node, Node]]:
+    clone = model.clone_with_map()
+    EmitQdq().run(clone.model, ctx)
+    with runnable(clone.model) as source:
+        found = audit(clone.model, source)
+    return found, {copy: node for node, copy in clone.nodes.items()}
+
+
+def dequantize_node(node: Node) -> None:
+    """Let a node run in float: it reads and stores floats, whatever its neighbours do.
+
+    Its result loses its quantizer, so a reader that wants integers gets a quantizer of its own.
+    """
+    node.kernel = "float"
+    for use in node.uses:
+        if use is not None:
+            use.quant = UseQuantMarker.INHERIT
+    for value in node.outputs:
+        _unstore(value)
+        for use in list(value.uses):
+            reader = use.node
+            if reader is not None and reader.op in ("Relu", "Clip") and len(value.uses) == 1:
+                _unstore(reader.output)
+
+
+def _unstore(value: Value) -> None:
+    quant = value.quant
+    if quant is None:
+        return
+    value.quant = None
+    for use in value.uses:
+        reader = use.node
+        if use.quant is UseQuantMarker.INHERIT and reader is not None and reader.kernel == "integer":
+            use.quant = quant

@@ -1,0 +1,199 @@
+"""``quantize``: decide which nodes run on integers and with which parameters, as annotations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qir.errors import DataError, OptionError, suggest
+from qir.ir import DerivedQuant, Interval, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
+from qir.quant.pairs import PairLayout, conv_layout, pair_safe_scale
+from qir.quant.recipe import Recipe
+from qir.quant.schemes import activation_quant, bias_safe_scale, weight_scale
+from qir.targets import Form, OpRule, Target, WeightRange
+from qir.targets.regions import RegionPlan, clip_bounds, data_inputs, plan_regions, weight_axis
+
+__all__ = ["PRESETS", "Quantize"]
+
+PRESETS = ("int8",)
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Annotate the graph for integer execution on the target.
+
+    Needs observed ranges (pass ``calibrate``) for what it quantizes. Convolutions get one quantizer on their result,
+    after the activation that the runtime merges; linear operators one on each use of their input, their result stays
+    float; light operators join where that saves conversions. ``keep-float`` names nodes that stay float, by original
+    name, glob or operator; ``recipe`` is a TOML file of the same and more.
+
+    Before::
+
+        %y: f32[1,8] seen=[-1.5, 2] = Conv(%x, @w, @b)
+
+    After::
+
+        %y: f32[1,8] seen=[-1.5, 2] q=u8(0.0137255, 109) =
+            Conv(%x : u8(0.0078, 128), @w : s8[axis=0](...), @b : bias) kernel=integer
+    """
+
+    name: ClassVar[str] = "quantize"
+    effect: ClassVar[Effect] = Effect.ANALYSIS
+    keeps_observed: ClassVar[bool] = True
+
+    preset: str = "int8"
+    keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises OptionError for an unknown preset or a pattern that matches nothing, DataError without ranges."""
+        if self.preset not in PRESETS:
+            raise OptionError(f"unknown preset {self.preset!r}{suggest(self.preset, PRESETS)}: there is {PRESETS[0]}")
+        target = load_target(ctx.target)
+        recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
+        keep_float = recipe.with_float(self.keep_float).resolve(model)
+        plan = plan_regions(model.graph, target, keep_float)
+        result = PassResult()
+        annotator = _Annotator(self, plan, target, result)
+        for node, rule in plan.integer.items():
+            annotator.annotate(node, rule)
+        for node, reason in plan.kept.items():
+            node.kernel = "float"
+            result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
+        _remark_on_bodies(self, model, result)
+        result.changed = bool(plan.integer)
+        return result
+
+
+class _Annotator:
+    def __init__(self, owner: Quantize, plan: RegionPlan, target: Target, result: PassResult) -> None:
+        self.owner = owner
+        self.plan = plan
+        self.target = target
+        self.result = result
+        self.stored = plan.stored()
+        self.types: dict[Value, StaticQuant] = {}
+
+    def annotate(self, node: Node, rule: OpRule) -> None:
+        node.kernel = "integer"
+        self.result.count(node.op)
+        for index in data_inputs(node, rule):
+            use = node.use(index)
+            if use is not None and use.value not in self.stored:
+                use.quant = self._constant_type(use) if use.value.is_constant else self._type_of(use.value)
+        if rule.weight_input is not None:
+            self._annotate_weight(node, rule)
+        if rule.form is Form.MOVEMENT:
+            source = node.input(0)
+            assert source is not None
+            for value in node.outputs:
+                if value.name:
+                    value.quant = self.types[value] = self._type_of(source)
+        elif rule.form is not Form.LINEAR:
+            value = self.plan.result[node]
+            value.quant = self._type_of(value)
+        message = f"{node.op} runs on integers"
+        self.result.remarks.append(self.owner.applied(node, message))
+
+    def _type_of(self, value: Value) -> StaticQuant:
+        if value not in self.types:
+            self.types[value] = self._fit_clip(value, activation_quant(value_range(value), self.target.activation))
+        return self.types[value]
+
+    def _fit_clip(self, value: Value, quant: StaticQuant) -> StaticQuant:
+        """Let the codes end inside of the Clip that makes the value, so that the quantizer makes it redundant.
+
+        Rounding of the scale can put the last code an ulp outside, and the runtime then fuses nothing.
+        """
+        producer = value.producer
+        if producer is None or producer.op != "Clip":
+            return quant
+        upper = clip_bounds(producer)[1]
+        scale = np.float32(quant.scale[0])
+        levels = np.float32(quant.dtype.qmax - quant.zero_point[0])
+        if upper is None or scale * levels <= upper or scale * levels > upper * 1.001:
+            return quant
+        while scale * levels > upper:
+            scale = np.nextafter(scale, np.float32(0))
+        return StaticQuant.per_tensor(quant.dtype, float(scale), quant.zero_point[0])
+
+    def _constant_type(self, use: Use) -> StaticQuant:
+        tensor = use.value.tensor
+        assert tensor is not None
+        array = tensor.numpy()
+        return activation_quant(Interval(float(array.min()), float(array.max())), self.target.activation)
+
+    def _annotate_weight(self, node: Node, rule: OpRule) -> None:
+        assert rule.weight_input is not None
+        use = node.use(rule.weight_input)
+        tensor = use.value.tensor if use is not None else None
+        assert use is not None and tensor is not None
+        axis = weight_axis(node)
+        scale = self._weight_scale(node, tensor, axis)
+        bias_use = node.use(rule.bias_input) if rule.bias_input is not None else None
+        if bias_use is not None:
+            bias = bias_use.value.tensor
+            assert bias is not None
+            input_use = node.use(0)
+            assert input_use is not None
+            input_type = input_use.effective_quant or self.types[input_use.value]
+            assert isinstance(input_type, StaticQuant)
+            safe = bias_safe_scale(scale, bias.numpy().reshape(-1), input_type.scale[0])
+            raised = int((safe > scale).sum())
+            if raised:
+                self.result.remarks.append(
+                    self.owner.note(node, f"weight scales of {raised} channels raised so that the bias fits 32 bits")
+                )
+            scale = safe
+            bias_use.quant = DerivedQuant(0, rule.weight_input)
+        use.quant = StaticQuant.per_axis(self.target.weight, scale, axis)
+
+    def _weight_scale(self, node: Node, tensor: Tensor, axis: int) -> np.ndarray:
+        weight = tensor.numpy()
+        layout = _pair_layout(node, tensor)
+        if self.target.weight_range is WeightRange.FULL or layout is None:
+            return weight_scale(weight, axis, self.target.weight)
+        if self.target.weight_range is WeightRange.REDUCED:
+            return weight_scale(weight, axis, self.target.weight, reduce_range=True)
+        return pair_safe_scale(weight, axis, layout)
+
+
+def _pair_layout(node: Node, weight: Tensor) -> PairLayout | None:
+    """Which weights the kernel multiplies side by side; None where its products cannot saturate."""
+    if node.op == "Conv":
+        return conv_layout(weight.shape, node.get("group", 1))
+    return PairLayout.ROWS if node.get("transB", 0) else PairLayout.COLUMNS
+
+
+def value_range(value: Value) -> Interval:
+    """What parameters must cover: what calibration saw, within what is possible.
+
+    Raises DataError where nothing bounds the value.
+    """
+    observed, proved = value.observed, value.range
+    if observed is not None and not observed.is_empty:
+        if proved is not None:
+            met = observed.per_tensor().meet(proved.per_tensor())
+            return observed.per_tensor() if met.is_empty else met
+        return observed.per_tensor()
+    if proved is not None and proved.is_bounded:
+        return proved.per_tensor()
+    raise DataError(f"value {value.name!r} has no observed range: run 'calibrate' with samples before 'quantize'")
+
+
+def _remark_on_bodies(owner: Quantize, model: Model, result: PassResult) -> None:
+    """Nothing inside of bodies and functions is quantized here: say so, with what that leaves float."""
+    for node in model.graph.nodes:
+        inner = Counter(n.op for body in node.bodies for n in body.walk() if n.op in ("Conv", "MatMul", "Gemm", "LSTM"))
+        if inner:
+            what = ", ".join(f"{count} {op}" for op, count in sorted(inner.items()))
+            result.remarks.append(owner.missed(node, f"{what} in its bodies stay float: bodies are not quantized yet"))
+    for function in model.functions.values():
+        result.remarks.append(
+            owner.missed(None, f"function {function.domain}.{function.name} stays float: functions are not quantized")
+        )

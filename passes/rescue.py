@@ -1,0 +1,149 @@
+"""``rescue``: where integers cost too much accuracy, let the worst values stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+
+from qir.calibration.collect import expose
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
+from qir.codegen import runnable
+from qir.errors import DataError
+from qir.ir import Model, Node, StaticQuant, Value
+from qir.passes.emit_qdq import EmitQdq
+from qir.passes.place import dequantize_node
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.quant.arithmetic import fake_quantize
+from qir.runtime.session import OrtRunner
+from qir.validation.metrics import sqnr_db
+
+__all__ = ["Rescue"]
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Rescue(Pass):
+    """Run the annotated model on a few calibration samples; while an output is worse than ``min-sqnr`` dB, take the
+    integers away from the values that lose most (by their own quantization error), twice as many each round.
+
+    Before::
+
+        %h: f32[1,384] = Mul(%a, %b)
+        %y: f32[1,384] = MatMul(%h : u8(0.9, 12), @w : s8[axis=1](...)) kernel=integer
+
+    After::
+
+        %y: f32[1,384] = MatMul(%h, @w) kernel=float
+    """
+
+    name: ClassVar[str] = "rescue"
+    effect: ClassVar[Effect] = Effect.ANALYSIS
+    keeps_observed: ClassVar[bool] = True
+
+    min_sqnr: float = 10.0
+    samples: int = 8
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises DataError without calibration samples."""
+        result = PassResult()
+        if not _integer_nodes(model):
+            return result
+        if ctx.calibration is None:
+            raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
+        feeds = list(islice(open_data(ctx.calibration, input_specs(model)), self.samples))
+        expected = _run(model.clone(), feeds, drop=True)
+        sqnr = _worst_output(expected, _run(_emitted(model, ctx), feeds))
+        if sqnr >= self.min_sqnr:
+            result.count("sqnr_db", sqnr)
+            return result
+        ranking = _rank(model, feeds)
+        step = 1
+        while sqnr < self.min_sqnr and ranking:
+            for value, own in ranking[:step]:
+                for node in _float_value(value):
+                    result.remarks.append(
+                        self.missed(
+                            node,
+                            f"{node.op} stays float: {value.name!r} has {own:.1f} dB of its own as integers and the "
+                            f"output only {sqnr:.1f} dB, below {self.min_sqnr:g}",
+                        )
+                    )
+                result.count("values")
+            ranking = ranking[step:]
+            step *= 2
+            result.changed = True
+            sqnr = _worst_output(expected, _run(_emitted(model, ctx), feeds))
+        result.count("sqnr_db", sqnr)
+        return result
+
+
+def _integer_nodes(model: Model) -> list[Node]:
+    return [node for node in model.graph.nodes if node.kernel == "integer"]
+
+
+def _emitted(model: Model, ctx: PassContext) -> Model:
+    copy = model.clone()
+    EmitQdq().run(copy, ctx)
+    return copy
+
+
+def _run(model: Model, feeds: Feeds, drop: bool = False) -> list[dict[str, Any]]:
+    with runnable(model, annotations="drop" if drop else "error") as source:
+        runner = OrtRunner(source)
+        return [runner.run(feed) for feed in feeds]
+
+
+def _worst_output(expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> float:
+    """The least SQNR in dB over the float outputs, pooled over samples; inf where there is none to compare."""
+    worst = float("inf")
+    for name, first in expected[0].items():
+        if isinstance(first, np.ndarray) and first.dtype.kind == "f":
+            worst = min(worst, sqnr_db([run[name] for run in expected], [run[name] for run in got]))
+    return worst
+
+
+def _rank(model: Model, feeds: Feeds) -> list[tuple[Value, float]]:
+    """Quantized activations with the SQNR in dB that their own quantization leaves, the worst first."""
+    types: dict[Value, StaticQuant] = {}
+    for node in _integer_nodes(model):
+        for use in node.uses:
+            quant = use.effective_quant if use is not None else None
+            if use is not None and isinstance(quant, StaticQuant) and not use.value.is_constant:
+                types.setdefault(use.value, quant)
+    exposed, names = expose(model, list(types))
+    noise = dict.fromkeys(types, 0.0)
+    power = dict.fromkeys(types, 0.0)
+    with runnable(exposed, annotations="drop") as source:
+        runner = OrtRunner(source)
+        produced = [spec.name for spec in runner.outputs if spec.name in names]
+        for feed in feeds:
+            arrays = {**{name: feed[name] for name in names if name in feed}, **runner.run(feed, produced)}
+            for name, array in arrays.items():
+                value = names[name]
+                error = fake_quantize(array, types[value]) - array
+                noise[value] += float(np.square(error, dtype=np.float64).sum())
+                power[value] += float(np.square(array, dtype=np.float64).sum())
+    ranked = [(value, 10 * np.log10(power[value] / max(noise[value], 1e-30))) for value in types if power[value] > 0]
+    return sorted(ranked, key=lambda item: item[1])
+
+
+def _float_value(value: Value) -> list[Node]:
+    """Dequantize what stores the value and what reads it as integers; the nodes that changed."""
+    nodes = [use.node for use in value.uses if use.node is not None and use.effective_quant is not None]
+    producer = value.producer
+    if producer is not None and value.quant is not None:
+        source = producer
+        if producer.kernel != "integer":  # an activation that the integer node before it computes along
+            operand = producer.input(0)
+            source = operand.producer if operand is not None and operand.producer is not None else producer
+        nodes.append(source)
+    changed = [node for node in dict.fromkeys(nodes) if node.kernel == "integer"]
+    for node in changed:
+        dequantize_node(node)
+    return changed

@@ -1,0 +1,71 @@
+"""onnxruntime's CPU provider, from what its graph optimizer fuses and its kernels cost (measured on 1.31)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qir.targets.target import Form, OpRule, Target, WeightRange
+
+__all__ = ["ORT_CPU", "ORT_CPU_VNNI"]
+
+_MOVEMENT = OpRule(Form.MOVEMENT)
+_UNARY = OpRule(Form.UNARY)
+_ELEMENTWISE = OpRule(Form.ELEMENTWISE, data_inputs=None)
+
+_RULES = {
+    "Conv": OpRule(Form.CONVOLUTION, weight_input=1, bias_input=2),
+    "MatMul": OpRule(Form.LINEAR, weight_input=1),
+    "Gemm": OpRule(Form.LINEAR, weight_input=1, bias_input=2),
+    "Add": _ELEMENTWISE,
+    "Mul": _ELEMENTWISE,
+    "Concat": _ELEMENTWISE,
+    "GlobalAveragePool": _UNARY,
+    "LeakyRelu": _UNARY,
+    "Sigmoid": _UNARY,
+    "MaxPool": _MOVEMENT,
+    "Reshape": _MOVEMENT,
+    "Transpose": _MOVEMENT,
+    "Flatten": _MOVEMENT,
+    "Squeeze": _MOVEMENT,
+    "Unsqueeze": _MOVEMENT,
+    "Slice": _MOVEMENT,
+    "Gather": _MOVEMENT,
+    "Expand": _MOVEMENT,
+    "Tile": _MOVEMENT,
+    "Split": _MOVEMENT,
+    "DepthToSpace": _MOVEMENT,
+}
+
+_NEVER_FUSED = "onnxruntime does not fuse quantizers into it"
+_FLOAT_ONLY = {
+    "Softmax": "the integer kernel is 6 times slower than the float one",
+    "AveragePool": "the integer kernel is over 10 times slower than the float one",
+    "ConvTranspose": "onnxruntime has no integer kernel for it",
+    "LSTM": "static int8 has no recurrent kernel, its dynamic form comes with another preset",
+    "GRU": "onnxruntime has no integer kernel for it",
+    "RNN": "onnxruntime has no integer kernel for it",
+    **dict.fromkeys(
+        (
+            *("Tanh", "HardSigmoid", "HardSwish", "Gelu", "Erf", "Exp", "Sqrt", "Elu", "PRelu", "Softplus", "Mish"),
+            *("ReduceMean", "ReduceSum", "LayerNormalization", "InstanceNormalization", "BatchNormalization"),
+            *("Pad", "CumSum", "GlobalMaxPool", "Resize", "Sub", "Div", "Max", "Min", "Pow"),
+        ),
+        _NEVER_FUSED,
+    ),
+}
+
+ORT_CPU = Target(
+    name="ort-cpu",
+    title="onnxruntime on any CPU: weights that no x64 without VNNI saturates on, the same numbers everywhere",
+    runtime_versions=">=1.20",
+    rules=_RULES,
+    merged=frozenset({"Relu", "Clip"}),
+    float_only=_FLOAT_ONLY,
+)
+
+ORT_CPU_VNNI = replace(
+    ORT_CPU,
+    name="ort-cpu-vnni",
+    title="onnxruntime on x64 with VNNI or ARM with dot products: weights use all of s8; saturates on older x64",
+    weight_range=WeightRange.FULL,
+)

@@ -1,0 +1,213 @@
+"""Which nodes of a graph a target should run on integers, decided from structure alone.
+
+Two linear sweeps. Forwards, a node joins where the target has an integer form for it and its operands are, or can
+cheaply be, integers. Backwards, what only moves or combines integers leaves again where nobody reads its result as
+integers: a quantizer less, and more accurate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qir.ir import DType, Graph, Node, Tensor, Value
+from qir.targets.target import Form, OpRule, Target
+
+__all__ = ["RegionPlan", "merged_result", "plan_regions", "weight_axis"]
+
+
+@dataclass(slots=True)
+class RegionPlan:
+    """``integer``: nodes that run on integers, in graph order. ``result``: where the quantizer of a node's result
+    stands (after a merged activation). ``kept``: nodes that stay float although they compute much or the target has a
+    form for their operator, with the reason."""
+
+    integer: dict[Node, OpRule] = field(default_factory=dict)
+    result: dict[Node, Value] = field(default_factory=dict)
+    kept: dict[Node, str] = field(default_factory=dict)
+
+    def stored(self) -> set[Value]:
+        """Values that their producers store as integers."""
+        found: set[Value] = set()
+        for node, rule in self.integer.items():
+            if rule.form is Form.MOVEMENT:
+                found.update(node.outputs)
+            elif rule.form is not Form.LINEAR:
+                found.add(self.result[node])
+        return found
+
+    def quantized_values(self) -> list[Value]:
+        """Every activation that needs parameters of its own, in graph order: what calibration has to watch."""
+        found: dict[Value, None] = {}
+        for node, rule in self.integer.items():
+            for index in data_inputs(node, rule):
+                value = node.input(index)
+                if value is not None and not value.is_constant:
+                    found[value] = None
+            if rule.form not in (Form.LINEAR, Form.MOVEMENT):
+                found[self.result[node]] = None
+        return list(found)
+
+
+def plan_regions(graph: Graph, target: Target, keep_float: Callable[[Node], str | None] | None = None) -> RegionPlan:
+    """The plan for one graph (its bodies are not entered), whose nodes must be in topological order.
+
+    ``keep_float`` gives the reason for which a node must stay float, None where it need not.
+    """
+    plan = RegionPlan()
+    supplied: set[Value] = set()
+    for node in graph.nodes:
+        rule = target.rule(node.domain, node.op)
+        if rule is None:
+            if _is_heavy(node):
+                plan.kept[node] = target.reason_for_float(node.domain, node.op)
+            continue
+        reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied)
+        if reason is not None:
+            plan.kept[node] = reason
+            continue
+        plan.integer[node] = rule
+        plan.result[node] = merged_result(node, target) if rule.form in _MERGING else node.output
+        if rule.form is Form.MOVEMENT:
+            supplied.update(node.outputs)
+        elif rule.form is not Form.LINEAR:
+            supplied.add(plan.result[node])
+    _drop_undemanded(plan)
+    return plan
+
+
+_MERGING = (Form.CONVOLUTION, Form.LINEAR, Form.ELEMENTWISE)
+
+
+def merged_result(node: Node, target: Target) -> Value:
+    """The node's result, after an activation that the runtime computes together with the quantizer.
+
+    That is a Relu, or a Clip from 0, which alone reads the result: its lower bound is then the smallest code.
+    """
+    result = node.output
+    if len(result.uses) != 1 or result.is_output:
+        return result
+    use = result.uses.first
+    assert use is not None
+    reader = use.node
+    if reader is None or use.is_capture or use.index != 0 or reader.domain != "" or reader.op not in target.merged:
+        return result
+    if reader.op == "Clip" and clip_bounds(reader)[0] != 0.0:
+        return result
+    return reader.output
+
+
+def clip_bounds(node: Node) -> tuple[float | None, float | None]:
+    """The constant bounds of a Clip of any opset; None where there is none or it is not constant."""
+    bounds: list[float | None] = []
+    for index, attribute in ((1, "min"), (2, "max")):
+        operand = node.input(index)
+        if operand is None:
+            bounds.append(node.get(attribute))
+        else:
+            tensor = operand.tensor
+            bounds.append(float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None)
+    return bounds[0], bounds[1]
+
+
+def weight_axis(node: Node) -> int:
+    """The axis of a node's constant weight that numbers its output channels."""
+    if node.op == "Gemm":
+        return 0 if node.get("transB", 0) else 1
+    return 1 if node.op == "MatMul" else 0
+
+
+def data_inputs(node: Node, rule: OpRule) -> range | tuple[int, ...]:
+    """Input indices of the operands that are quantized as activations."""
+    return range(len(node.uses)) if rule.data_inputs is None else rule.data_inputs
+
+
+def _is_heavy(node: Node) -> bool:
+    return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan", "Einsum")
+
+
+def _reason_against(node: Node, rule: OpRule, supplied: set[Value]) -> str | None:
+    match rule.form:
+        case Form.CONVOLUTION:
+            return _reason_against_weight(node, rule)
+        case Form.LINEAR:
+            return _reason_against_linear(node) or _reason_against_weight(node, rule)
+        case Form.ELEMENTWISE:
+            return _reason_against_elementwise(node, supplied)
+        case _:
+            value = node.input(0)
+            return None if value in supplied else "its input is no integer tensor"
+
+
+def _reason_against_weight(node: Node, rule: OpRule) -> str | None:
+    assert rule.weight_input is not None
+    weight = node.input(rule.weight_input)
+    activation = node.input(0)
+    tensor = weight.tensor if weight is not None else None
+    if tensor is None or activation is None or activation.is_constant:
+        return "its weight is not constant"
+    if tensor.dtype is not DType.FLOAT:
+        return f"its weight is {tensor.dtype}, not f32"
+    if tensor.size == 0:
+        return "its weight is empty"
+    if not _is_finite(tensor):
+        return "its weight holds infinities or NaN"
+    bias = node.input(rule.bias_input) if rule.bias_input is not None else None
+    if bias is None:
+        return None
+    if bias.tensor is None:
+        return "its bias is not constant"
+    channels = tensor.shape[weight_axis(node)]
+    if bias.tensor.size != channels:
+        return f"its bias has shape {list(bias.tensor.shape)}, not one number for each of {channels} channels"
+    return None if _is_finite(bias.tensor) else "its bias holds infinities or NaN"
+
+
+def _reason_against_linear(node: Node) -> str | None:
+    if node.op == "MatMul":
+        weight = node.input(1)
+        if weight is not None and weight.tensor is not None and len(weight.tensor.shape) != 2:
+            return f"its weight has {len(weight.tensor.shape)} axes, the integer kernels take 2"
+        return None
+    if node.get("transA", 0):
+        return "the integer Gemm takes no transposed activation"
+    if node.get("alpha", 1.0) != 1.0 or (node.input(2) is not None and node.get("beta", 1.0) != 1.0):
+        return "the integer Gemm takes only alpha = beta = 1"
+    return None
+
+
+def _reason_against_elementwise(node: Node, supplied: set[Value]) -> str | None:
+    inputs = [value for value in node.inputs if value is not None]
+    if not any(value in supplied for value in inputs):
+        return "none of its operands is an integer tensor"
+    for value in inputs:
+        if value in supplied:
+            continue
+        if value.tensor is None:
+            return f"its operand {value.name!r} is float"
+        if value.tensor.dtype is not DType.FLOAT or not _is_finite(value.tensor) or value.tensor.size == 0:
+            return f"its constant operand {value.name!r} is no finite f32 tensor"
+    return None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(np.isfinite(tensor.numpy()).all())
+
+
+def _drop_undemanded(plan: RegionPlan) -> None:
+    """Remove, from the back, light nodes whose results nobody reads as integers."""
+    demanded: set[Value] = set()
+    for node in reversed(list(plan.integer)):
+        rule = plan.integer[node]
+        if rule.form not in (Form.CONVOLUTION, Form.LINEAR):
+            results = node.outputs if rule.form is Form.MOVEMENT else (plan.result[node],)
+            if not any(value in demanded for value in results):
+                del plan.integer[node], plan.result[node]
+                plan.kept[node] = "nobody reads its result as integers"
+                continue
+        for index in data_inputs(node, rule):
+            value = node.input(index)
+            if value is not None:
+                demanded.add(value)

@@ -1,0 +1,84 @@
+"""A target as data: which operators a runtime executes on integers, in which form, and what is a trap."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qir.ir import DType
+
+__all__ = ["Form", "OpRule", "Target", "WeightRange"]
+
+
+class Form(enum.Enum):
+    """How an operator takes part in an integer region."""
+
+    CONVOLUTION = "convolution"
+    """Constant weight; the result, after a merged activation, has exactly one quantizer."""
+    LINEAR = "linear"
+    """Constant weight; the quantizer stands on the use of the activation, the result may stay float."""
+    ELEMENTWISE = "elementwise"
+    """All operands are integers with parameters of their own (constants too), and so is the result."""
+    UNARY = "unary"
+    """Integer in, integer out, each with parameters of its own."""
+    MOVEMENT = "movement"
+    """Rearranges or selects elements: in and out share their parameters."""
+
+
+class WeightRange(enum.Enum):
+    """How much of s8 the weights may use."""
+
+    FULL = "full"
+    """-127..127: right where the processor multiplies u8 by s8 without saturation (VNNI, ARM dot product)."""
+    PAIR_SAFE = "pair-safe"
+    """As much as can be used with no saturation of two adjacent products in 16 bits (vpmaddubsw, x64 without VNNI)."""
+    REDUCED = "reduced"
+    """-64..64, the field's usual remedy for the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpRule:
+    """What the target does with one operator.
+
+    ``data_inputs``: indices of the operands that are quantized (None: all). ``weight_input``/``bias_input``: where
+    the constants of convolutions and linear operators stand.
+    """
+
+    form: Form
+    data_inputs: tuple[int, ...] | None = (0,)
+    weight_input: int | None = None
+    bias_input: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a kind of processor, for a range of its versions.
+
+    ``merged``: activations that a convolution or linear operator absorbs together with the quantizer after them.
+    ``float_only``: operators that stay float, with the reason that a remark gives. ``session_options``: entries that
+    the runtime should be configured with.
+    """
+
+    name: str
+    title: str
+    runtime_versions: str
+    rules: Mapping[str, OpRule]
+    merged: frozenset[str]
+    float_only: Mapping[str, str]
+    activation: DType = DType.UINT8
+    weight: DType = DType.INT8
+    weight_range: WeightRange = WeightRange.PAIR_SAFE
+    min_opset: int = 13
+    max_ir_version: int = 13
+    session_options: Mapping[str, str] = field(default_factory=dict)
+
+    def rule(self, domain: str, op: str) -> OpRule | None:
+        """The rule for an operator of the standard domain; None where it stays float."""
+        return self.rules.get(op) if domain in ("", "ai.onnx") else None
+
+    def reason_for_float(self, domain: str, op: str) -> str:
+        """Why the target has no integer form for an operator."""
+        if domain not in ("", "ai.onnx"):
+            return f"operator {domain}.{op} is opaque to qir"
+        return self.float_only.get(op, f"{self.name} has no integer kernel for {op}")
