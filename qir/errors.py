@@ -27,6 +27,10 @@ class OptionError(QirError):
     """A pass, pipeline, target or command option has an unknown name or an impossible value."""
 
 
+class ParseError(QirError):
+    """IR text is not well formed; the message starts with ``line:column:``."""
+
+
 class VerifyError(QirError):
     """The IR breaks one of its own rules; the message shows the offending node."""
 
