@@ -6,6 +6,7 @@ Memory is bounded by one sample's activations plus the statistics.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import length_hint
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def collect(
         runner = OrtRunner(source, SessionConfig(threads=threads))
         outputs = [spec.name for spec in runner.outputs if spec.name in names]
         inputs = [spec.name for spec in runner.inputs if spec.name in names]
-        progress.start("calibrating", len(feeds) if hasattr(feeds, "__len__") else None)
+        progress.start("calibrating", length_hint(feeds) or None)
         for feed in feeds:
             for name, array in runner.run(feed, outputs).items():
                 statistics[name] = statistics[name].merge(MinMax.of(array))

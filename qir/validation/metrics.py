@@ -123,6 +123,17 @@ class OutputMetrics:
         return out
 
 
+def sqnr_db(reference: Iterable[Output], result: Iterable[Output]) -> float:
+    """SQNR in dB of one output, pooled over samples that are at hand; see `OutputMetrics.sqnr_db`.
+
+    Raises ValueError when the two differ in their number of samples.
+    """
+    metrics = OutputMetrics("")
+    for want, have in zip(reference, result, strict=True):
+        metrics.add(want, have)
+    return metrics.sqnr_db
+
+
 def finite_db(value: float) -> float | None:
     """A number of dB that JSON can hold: clipped to ±999, rounded to 1/1000; None for NaN."""
     return None if math.isnan(value) else round(min(max(value, -999.0), 999.0), 3)

@@ -58,7 +58,7 @@ def stacked(draw: st.DrawFn) -> tuple[InputSpec, np.ndarray, list[np.ndarray]]:
     return InputSpec("x", array.dtype, (batch, *rest)), array, feeds
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(stacked(), st.booleans(), st.booleans())
 def test_archive_and_memory_give_the_feeds_of_the_convention(
     tmp_path_factory: pytest.TempPathFactory,

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from qir.errors import DataError
 from qir.runtime.session import OrtRunner
-from qir.validation.metrics import Classification, Comparison, OutputMetrics, compare, finite_db
+from qir.validation.metrics import Classification, Comparison, OutputMetrics, compare, finite_db, sqnr_db
 from tests.runtime.models import mlp
 
 F32 = np.float32
@@ -70,6 +70,9 @@ def test_a_large_sample_counts_by_its_energy_not_as_one_of_many() -> None:
     quiet = (np.array([[1, 1]], F32), np.array([[1, 0]], F32))
     loud = (np.full((1, 2), 100, F32), np.full((1, 2), 100, F32))
     assert measured(quiet, loud).sqnr_db == pytest.approx(10 * math.log10(20002))
+    assert sqnr_db([quiet[0], loud[0]], [quiet[1], loud[1]]) == measured(quiet, loud).sqnr_db
+    with pytest.raises(ValueError, match="shorter"):
+        sqnr_db([quiet[0], loud[0]], [quiet[1]])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
