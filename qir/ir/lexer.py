@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from qir.errors import ParseError
 from qir.ir.literals import parse_float, unquote
@@ -13,18 +11,18 @@ from qir.ir.literals import parse_float, unquote
 __all__ = ["Cursor", "Kind"]
 
 
-class Kind(enum.IntEnum):
-    """Kinds of tokens; the numbers are those of the groups in ``_TOKEN`` (its last group is the end)."""
+class Kind:
+    """Kinds of tokens: the numbers of the groups in ``_TOKEN`` (plain ints, since they are compared for each token)."""
 
-    END = 0
-    PUNCTUATION = 1
-    NAME = 2
-    WORD = 3
-    NUMBER = 4
-    STRING = 5
-    HASH = 6
-    HEX = 7
-    BAD = 8
+    PUNCTUATION: Final = 1
+    NAME: Final = 2
+    WORD: Final = 3
+    NUMBER: Final = 4
+    STRING: Final = 5
+    HASH: Final = 6
+    HEX: Final = 7
+    BAD: Final = 8
+    END: Final = 9
 
 
 # Possessive everywhere: no input makes it go back, so lexing is linear.
@@ -49,41 +47,34 @@ _MAX_DEPTH = 64
 class Cursor:
     """One token at a time: ``kind`` and ``text`` are those of the current one."""
 
-    __slots__ = ("_depth", "_position", "_source", "_tokens", "kind", "text")
+    __slots__ = ("_depth", "_match", "_next", "_source", "kind", "text")
 
-    kind: Kind | int
+    kind: int
     text: str
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._tokens: Iterator[re.Match[str]] = _TOKEN.finditer(source)
+        self._next = _TOKEN.finditer(source).__next__
         self._depth = 0
-        self._position = 0
         self.advance()
 
     @property
     def position(self) -> int:
         """Where the current token starts, in characters from the start of the text."""
-        return self._position
+        return self._match.start(self.kind)
 
     def advance(self) -> None:
-        match = next(self._tokens, None)
-        kind = None if match is None else match.lastindex
-        if match is None or kind is None or kind > 8:
-            self.kind, self.text, self._position = Kind.END, "", len(self._source)
-            return
-        self.kind = kind
+        """Go to the next token; not beyond the end, which nothing takes."""
+        match = self._match = self._next()
+        self.kind = kind = match.lastindex or Kind.BAD
         self.text = match[kind]
-        self._position = match.start(kind)
         if kind == 8:
-            unclosed = self.text == '"' or self._source.startswith(('%"', '@"', 'b"'), self._position)
-            self.fail(
-                "a string that does not end on its line" if unclosed else f"character {self.text!r} means nothing"
-            )
+            unclosed = self.text == '"' or self._source.startswith(('%"', '@"', 'b"'), self.position)
+            self.fail("this string does not end on its line" if unclosed else f"no token starts with {self.text!r}")
 
     def fail(self, problem: str, position: int | None = None) -> NoReturn:
         """Raise ParseError at the current token, or at a position."""
-        at = self._position if position is None else position
+        at = self.position if position is None else position
         line = self._source.count("\n", 0, at) + 1
         column = at - (self._source.rfind("\n", 0, at) + 1) + 1
         raise ParseError(f"{line}:{column}: {problem}")
@@ -93,17 +84,17 @@ class Cursor:
         hint = ""
         if self.text == "...":
             hint = "; shortened IR text cannot be read back, print it in full"
-        elif self.text in ("[", "(") and self._source[: self._position].endswith(tuple("0123456789")):
+        elif self.text in ("[", "(") and self._source[self.position - 1 : self.position].isalnum():
             hint = "; a type stands after ': ' with a space, since names may hold ':'"
         self.fail(f"expected {what}, found {found}{hint}")
 
     def at(self, text: str) -> bool:
         """The current token is this punctuation or word."""
-        return self.text == text and self.kind in (Kind.PUNCTUATION, Kind.WORD)
+        return self.text == text and (self.kind == 1 or self.kind == 3)
 
     def take(self, text: str) -> bool:
         """Pass over this punctuation or word if it is the current token."""
-        if self.text == text and self.kind in (Kind.PUNCTUATION, Kind.WORD):
+        if self.text == text and (self.kind == 1 or self.kind == 3):
             self.advance()
             return True
         return False

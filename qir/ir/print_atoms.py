@@ -49,7 +49,7 @@ _MOST_SHORT = 4
 
 
 def type_text(type_: Type | None) -> str:
-    """``f32[N,3]``, ``sparse f32[3]``, ``seq(...)``, ``optional(...)``, ``map(s64, .)``, ``opaque("d", "n")``; None: ``?``.
+    """``f32[N,3]``, ``sparse f32[3]``, ``seq(...)``, ``map(s64, ...)``, ``opaque("domain", "name")``; None: ``?``.
 
     An unknown dimension is ``?``, an unknown rank ``[*]``.
     """

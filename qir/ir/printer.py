@@ -39,8 +39,9 @@ from= doc= meta= extra=``. A missing ``from`` means the node's own name; ``from=
 operand's own quantization follows behind `` : ``; ``float`` bypasses the quantizer.
 
 *Attributes*: int, float, string, ``f32[2] [1, 2]``, ``type f32[N]``, ``graph (...) -> (...) {...}``,
-``sparse[...](...)``, lists of one of these in brackets; an empty list names its kind: ``ints[]``. ``@name : kind`` refers to an attribute of
-the function, and ``none : kind`` has no value. Notes may follow in parentheses: ``axis=1 (doc="", extra="")``.
+``sparse[...](...)``, lists of one of these in brackets; an empty list names its kind: ``ints[]``. ``@name : kind``
+refers to an attribute of the function, and ``none : kind`` has no value. Notes may follow in parentheses:
+``axis=1 (doc="", extra="")``.
 
 *Graphs* end in ``recorded=[%a, @b]``, the values whose types the file records, or ``recorded=all`` (all typed results
 but the outputs).
