@@ -156,7 +156,7 @@ def test_a_field_without_text_form_is_the_authors_error() -> None:
         def run(self, model: Model, ctx: PassContext) -> PassResult:
             return PassResult()
 
-    with pytest.raises(OptionError, match="pass 'odd': field 'table' of type .* cannot be an option"):
+    with pytest.raises(OptionError, match=r"pass 'odd': field 'table' of type .* cannot be an option"):
         options_of(Odd)
 
 
@@ -174,5 +174,5 @@ def test_a_refusal_in_post_init_names_the_pass() -> None:
         def run(self, model: Model, ctx: PassContext) -> PassResult:
             return PassResult()
 
-    with pytest.raises(OptionError, match="^pass 'picky': bits must be 4 or 8, not 5$"):
+    with pytest.raises(OptionError, match=r"^pass 'picky': bits must be 4 or 8, not 5$"):
         read_options(Picky, {"bits": "5"})

@@ -159,7 +159,7 @@ def test_a_registry_is_closed() -> None:
 
 
 def test_an_unknown_target_is_an_error() -> None:
-    with pytest.raises(OptionError, match="^unknown target 'abacus'"):
+    with pytest.raises(OptionError, match=r"^unknown target 'abacus'"):
         load_target("abacus")
 
 

@@ -77,7 +77,7 @@ def test_a_pass_that_answers_nothing_is_an_error() -> None:
         def run(self, model: Model, ctx: PassContext) -> PassResult:
             return None  # type: ignore[return-value]
 
-    with pytest.raises(OptionError, match="^pass 'mute': run returned None where a PassResult is due$"):
+    with pytest.raises(OptionError, match=r"^pass 'mute': run returned None where a PassResult is due$"):
         Pipeline([Mute]).run(chain())
 
 
@@ -87,7 +87,7 @@ def test_an_analysis_that_edits_the_graph_is_caught() -> None:
         effect = Effect.ANALYSIS
 
     model = chain()
-    with pytest.raises(VerifyError, match="^pass 'sly': it declares the effect 'analysis'.*edited erased, inputs"):
+    with pytest.raises(VerifyError, match=r"^pass 'sly': it declares the effect 'analysis'.*edited erased, inputs"):
         Pipeline([Sly()]).run(model, in_place=True)
     assert len(ops(model)) == 4
 

@@ -1,0 +1,77 @@
+"""What `import qir` shows: load, save, quantize, and the names that pass authors need. Loaded when first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qir.pipeline import (
+    Effect,
+    Instrument,
+    Pass,
+    PassContext,
+    PassResult,
+    Pipeline,
+    PipelineResult,
+    Preset,
+    Remark,
+    RemarkKind,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    import os
+
+    from qir.ir import Model
+
+__all__ = [
+    "Effect",
+    "Instrument",
+    "Pass",
+    "PassContext",
+    "PassResult",
+    "Pipeline",
+    "PipelineResult",
+    "Preset",
+    "Remark",
+    "RemarkKind",
+    "Verdict",
+    "load",
+    "save",
+]
+
+
+def load(path: str | os.PathLike[str], *, allow_external_outside: bool = False) -> Model:
+    """Read an ONNX file into the IR; weights in external data files are mapped when they are first read.
+
+    Raises ModelError where the file is absent, damaged or not ONNX, or where its external data is missing or leaves the
+    model's folder (``allow_external_outside`` permits that).
+    """
+    from qir.frontend import load as load_file
+
+    return load_file(path, allow_external_outside=allow_external_outside)
+
+
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    external_threshold: int = 1024,
+    strip_provenance: bool = False,
+) -> None:
+    """Write a model as an ONNX file, whole or not at all.
+
+    ``external_data`` puts weights of at least ``external_threshold`` bytes into ``PATH.data``; None decides as the
+    model was loaded and as its size demands. ``strip_provenance`` leaves out which source node each node came from.
+    Raises OutputError where the path cannot be written, and UnsupportedError where quantization annotations are left that no
+    emit pass has turned into nodes.
+    """
+    from qir.codegen import save as save_file
+
+    save_file(
+        model,
+        path,
+        external_data=external_data,
+        external_threshold=external_threshold,
+        strip_provenance=strip_provenance,
+    )

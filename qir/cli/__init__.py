@@ -1,0 +1,134 @@
+"""The command line. `main` is the console script; each command is a file of its own, imported when it is called.
+
+To add a command, write `qir/cli/NAME.py` and add a line to COMMANDS. The file defines a function called as the module
+(a plain command), or a `typer.Typer` called `app` (a command with sub-commands). It prints results to stdout and raises
+QirError for what the user can mend; `raise typer.Exit(1)` says that a check failed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from qir.errors import OptionError, QirError, suggest
+
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, str] = {
+    "opt": "Run passes over a model.",
+    "inspect": "Show what a model is made of.",
+    "passes": "List the passes and presets, or describe one.",
+}
+"""Command name -> what `qir --help` says about it. The module is qir.cli.NAME, with `_` for `-`."""
+
+BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 70, 2, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    0: done. 1: a check failed. 2: bad input or usage, one line on stderr. 70: a bug of qir, with its traceback. 130:
+    interrupted. 141: whoever read the output has gone.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except QirError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it leaves; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception:
+        import traceback
+
+        from qir import __version__
+
+        traceback.print_exc()
+        return _fail(f"this is a bug in qir {__version__}, please report it with the lines above", BUG)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    if called is not None and called not in COMMANDS:
+        raise OptionError(f"unknown command {called!r}{suggest(called, COMMANDS)}: 'qir --help' lists all")
+    try:
+        code = _app(called)(arguments or ["--help"], standalone_mode=False, prog_name="qir")
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The base class of usage errors has no public name in all versions of typer: some have their own copy of click.
+        if not any(cls.__name__ == "ClickException" for cls in type(error).__mro__):
+            raise
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "qir"
+        message = " ".join(getattr(error, "format_message", error.__str__)().split()).rstrip(".")
+        return _fail(f"{message}: see '{where} --help'", BAD_INPUT)
+    return code if isinstance(code, int) else 0
+
+
+def _app(called: str | None) -> typer.Typer:
+    """The application with the called command in full and all others as their line in the help."""
+    import typer
+
+    from qir import __version__
+
+    app = typer.Typer(
+        name="qir", add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"qir {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def qir(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Show the version."
+        ),
+    ) -> None:
+        """A compiler that quantizes ONNX models.
+
+        Example: [bold]qir opt model.onnx --passes canonicalize -o smaller.onnx[/bold]
+        """
+
+    for name, summary in COMMANDS.items():
+        if name == called:
+            _add(app, name)
+        else:
+            app.command(name, help=summary)(_placeholder)
+    return app
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    module_name = name.replace("-", "_")
+    module = import_module(f"qir.cli.{module_name}")
+    group = getattr(module, "app", None)
+    if group is not None:
+        app.add_typer(group, name=name)
+    else:
+        app.command(name)(getattr(module, module_name))
+
+
+def _placeholder() -> None:
+    raise AssertionError("a command that was not called")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

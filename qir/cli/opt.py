@@ -1,0 +1,150 @@
+"""`qir opt`: run passes over a model and say what each did."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qir.cli.options import JsonFlag, Plugins, print_json, registry_with
+from qir.errors import OptionError
+from qir.pipeline import Instrument, Pipeline, PipelineResult, RemarkFilter
+
+if TYPE_CHECKING:
+    from qir.calibration.data import DataSource
+    from qir.ir import Model
+    from qir.pipeline import Registry
+
+__all__ = ["opt"]
+
+PASSES = "What runs"
+PRINTING = "What is shown"
+
+
+def opt(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Where to write the result; nowhere if not given."),
+    ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", rich_help_panel=PASSES, help="Pipeline text, e.g. 'optimize,my-pass{level=2}'."),
+    ] = None,
+    pipeline: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", rich_help_panel=PASSES, help="A pipeline file instead of text.")
+    ] = None,
+    plugin: Plugins = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=PASSES, help="Inputs to calibrate on: .npz, or a folder."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=PASSES, help="Runtime to compile for.")
+    ] = "ort-cpu",
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", rich_help_panel=PASSES, help="Check the IR after each pass.")
+    ] = True,
+    external_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--external-data/--no-external-data",
+            help="Write weights to OUT.data; by default as in MODEL, or where one file would pass 2 GB.",
+            show_default=False,
+        ),
+    ] = None,
+    print_ir_after_all: Annotated[
+        bool, typer.Option("--print-ir-after-all", rich_help_panel=PRINTING, help="IR text after each pass, on stderr.")
+    ] = False,
+    print_ir_changed: Annotated[
+        bool, typer.Option("--print-ir-changed", rich_help_panel=PRINTING, help="The same for passes that changed it.")
+    ] = False,
+    print_ir_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", rich_help_panel=PRINTING, help="IR text after changes, a file a pass.")
+    ] = None,
+    print_pipeline: Annotated[
+        bool,
+        typer.Option("--print-pipeline", rich_help_panel=PRINTING, help="Print the pipeline as TOML and leave."),
+    ] = False,
+    timing: Annotated[bool, typer.Option("--timing", rich_help_panel=PRINTING, help="Where the time went.")] = False,
+    remarks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILTER",
+            rich_help_panel=PRINTING,
+            help="What was done, or why not: 'all', 'missed', 'pass=fuse subject=layer3/*'.",
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Run passes over a model, in order, and write the result.
+
+    Example: [bold]qir opt model.onnx --passes 'canonicalize,fuse' --remarks all -o optimized.onnx[/bold]
+    """
+    steps = _pipeline(passes, pipeline, registry_with(plugin))
+    if print_pipeline:
+        typer.echo(steps.to_toml(), nl=False)
+        return
+    shown = RemarkFilter.parse(remarks or "")
+
+    from qir.codegen import save
+    from qir.frontend import load
+    from qir.pipeline.printing import IrFolder, IrPrinter
+    from qir.pipeline.progress import ProgressBar
+
+    loaded = load(model)
+    instruments: list[Instrument] = []
+    if print_ir_after_all or print_ir_changed:
+        instruments.append(IrPrinter(sys.stderr.write, only_changed=not print_ir_after_all))
+    if print_ir_dir is not None:
+        instruments.append(IrFolder(print_ir_dir))
+    with ProgressBar(sys.stderr) as bar:
+        result = steps.run(
+            loaded,
+            calibration=_calibration(calib, loaded),
+            target=target,
+            instruments=[*instruments, bar],
+            verify=verify,
+            progress=bar,
+            in_place=True,
+        )
+    if output is not None:
+        save(result.model, output, external_data=external_data)
+    if json:
+        print_json({"model": str(model), "output": None if output is None else str(output), **result.to_json()})
+    else:
+        _print(result, output, timing=timing, remarks=None if remarks is None else shown)
+
+
+def _pipeline(text: str | None, file: Path | None, registry: Registry) -> Pipeline:
+    if (text is None) == (file is None):
+        raise OptionError("give either --passes TEXT or --pipeline FILE.toml; 'qir passes' lists what there is")
+    if text is not None:
+        return Pipeline.parse(text, registry=registry)
+    assert file is not None
+    return Pipeline.from_toml(file, registry=registry)
+
+
+def _calibration(path: Path | None, model: Model) -> DataSource | None:
+    if path is None:
+        return None
+    from qir.calibration.data import open_data
+    from qir.calibration.specs import input_specs
+
+    return open_data(path, input_specs(model))
+
+
+def _print(result: PipelineResult, output: Path | None, *, timing: bool, remarks: RemarkFilter | None) -> None:
+    from qir.pipeline.remarks import format_remarks
+    from qir.pipeline.timing import format_timing
+
+    if text := str(result):
+        typer.echo(text)
+    if remarks is not None and (lines := format_remarks(remarks.select(result.remarks))):
+        typer.echo(lines)
+    if timing:
+        typer.echo(format_timing(result.timing))
+    if output is not None:
+        typer.echo(f"wrote {output}")

@@ -1,0 +1,34 @@
+"""What several commands share: options that mean one thing everywhere, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qir.pipeline import Registry, default_registry
+
+__all__ = ["JsonFlag", "Plugins", "print_json", "registry_with"]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="Add the passes that a Python file defines (may be repeated)."),
+]
+
+
+def print_json(content: Any) -> None:
+    """One object, indented, keys in the order given; numbers that JSON lacks are an error of ours."""
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def registry_with(plugins: Iterable[Path] | None) -> Registry:
+    registry = default_registry()
+    for path in plugins or ():
+        registry = registry.with_plugin(path)
+    return registry

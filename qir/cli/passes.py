@@ -1,0 +1,95 @@
+"""`qir passes`: list the passes and presets, or describe one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from qir.cli.options import JsonFlag, Plugins, print_json, registry_with
+from qir.pipeline import Pipeline, Preset, Registry
+from qir.pipeline.describe import PassDoc, describe_pass
+
+__all__ = ["passes"]
+
+
+def passes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass or preset.", show_default=False)] = None,
+    plugin: Plugins = None,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Print the preset NAME as a pipeline file, to copy and edit.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """List all passes and presets, or show one: what it does, its options, before and after.
+
+    Example: [bold]qir passes fuse[/bold]
+    """
+    registry = registry_with(plugin)
+    if name is None:
+        _list(registry, json)
+        return
+    found = registry.get(name)
+    if toml:
+        typer.echo(Pipeline.parse(name, registry=registry).to_toml(), nl=False)
+    elif isinstance(found, Preset):
+        _show_preset(found, registry, json)
+    else:
+        doc = describe_pass(found, registry.source(name))
+        if json:
+            print_json(_pass_json(doc))
+        else:
+            typer.echo(_pass_text(doc))
+
+
+def _list(registry: Registry, json: bool) -> None:
+    rows = []
+    for name in registry:
+        found = registry.get(name)
+        if isinstance(found, Preset):
+            rows.append((name, "preset", found.doc, registry.source(name)))
+        else:
+            doc = describe_pass(found, registry.source(name))
+            rows.append((name, found.effect.value, doc.summary, doc.source))
+    if json:
+        keys = ("name", "kind", "summary", "source")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    width = max((len(row[0]) for row in rows), default=0)
+    for name, kind, summary, source in rows:
+        origin = "" if source == "qir" else f"  ({source})"
+        typer.echo(f"{name:{width}}  {kind:8}  {summary}{origin}")
+
+
+def _show_preset(preset: Preset, registry: Registry, json: bool) -> None:
+    expanded = str(Pipeline.parse(preset.text, registry=registry))
+    if json:
+        print_json({"name": preset.name, "kind": "preset", "doc": preset.doc, "text": preset.text, "passes": expanded})
+    else:
+        typer.echo(f"{preset.name}  (preset, from {registry.source(preset.name)})\n\n{preset.doc}\n\n{preset.text}")
+        if expanded != preset.text:
+            typer.echo(f"= {expanded}")
+
+
+def _pass_text(doc: PassDoc) -> str:
+    lines = [f"{doc.name}  ({doc.effect.value}, from {doc.source})", "", doc.text]
+    if doc.options:
+        lines += ["", "Options:"]
+        for option in doc.options:
+            default = "required" if option.default is None else f"default {option.default}"
+            lines.append(f"  {option.name}: {option.type_text}, {default}")
+            if option.text:
+                lines.append(f"      {option.text}")
+    return "\n".join(lines)
+
+
+def _pass_json(doc: PassDoc) -> dict[str, Any]:
+    return {
+        "name": doc.name,
+        "kind": doc.effect.value,
+        "source": doc.source,
+        "doc": doc.text,
+        "before": doc.before,
+        "after": doc.after,
+        "options": [{"name": o.name, "type": o.type_text, "default": o.default, "doc": o.text} for o in doc.options],
+    }
