@@ -29,7 +29,9 @@ def export_model(
     """The ModelProto, weights inside of it as raw_data. Raises QirError as ``to_bytes`` does."""
     import onnx
 
-    return onnx.ModelProto.FromString(to_bytes(model, annotations=annotations, strip_provenance=strip_provenance))
+    proto = onnx.ModelProto()
+    proto.ParseFromString(to_bytes(model, annotations=annotations, strip_provenance=strip_provenance))
+    return proto
 
 
 def to_bytes(model: Model, *, annotations: Annotations = "error", strip_provenance: bool = False) -> bytes:

@@ -258,7 +258,7 @@ def _is_listed(value: Value) -> bool:
 
 
 def _name_of(info: bytes) -> str:
-    names = [info[field.begin : field.end] for field in fields(info, 0, len(info)) if field.key == 0x0A]
+    names = [info[begin:end] for key, _, begin, end in fields(info, 0, len(info)) if key == 0x0A]
     return names[-1].decode() if names else ""
 
 

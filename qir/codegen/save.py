@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from qir.codegen.exporter import MOST_BYTES, model_message
 from qir.codegen.graphs import Annotations
 from qir.codegen.tensors import ExternalEntry
+from qir.codegen.wire import data_of
 from qir.errors import OutputError
 from qir.ir import DType, Model, Tensor, Value
 
@@ -101,7 +100,7 @@ def _write_data(file: BinaryIO, layout: dict[Value, ExternalEntry]) -> None:
     for value, (_, offset, _) in layout.items():
         assert isinstance(value.const, Tensor)
         file.seek(offset)
-        _write(file, [memoryview(np.ascontiguousarray(value.const.packed()))])
+        _write(file, [data_of(value.const)])
 
 
 def _write(file: BinaryIO, chunks: Iterator[bytes | memoryview] | list[memoryview]) -> None:

@@ -8,6 +8,9 @@ from qir.ir import DType, SparseTensor, Tensor
 
 __all__ = ["ExternalEntry", "sparse_tensor_message", "tensor_message"]
 
+_SMALL = 4096
+"""Up to so many bytes, data is copied at once instead of streamed."""
+
 ExternalEntry = tuple[str, int, int]
 """Location, offset and length of a tensor's data in a file."""
 
@@ -15,25 +18,33 @@ ExternalEntry = tuple[str, int, int]
 def tensor_message(tensor: Tensor, name: str, external: ExternalEntry | None = None) -> Message:
     """A TensorProto of that name."""
     message = Message()
-    extra, metadata = metadata_fields(16, tensor.extra, tensor.metadata)
-    message.add(extra)
-    message.add(ints_field(1, tensor.shape))
+    extra = metadata = b""
+    if tensor.extra is not None or tensor.metadata is not None:
+        extra, metadata = metadata_fields(16, tensor.extra, tensor.metadata)
+    parts = [extra, ints_field(1, tensor.shape)]
     if tensor.dtype is not DType.UNDEFINED:
-        message.add(varint_field(2, tensor.dtype.code))
+        parts.append(varint_field(2, tensor.dtype.code))
     if tensor.dtype is DType.STRING:
-        for string in tensor.numpy().reshape(-1):
-            message.add(bytes_field(6, string))
-    message.add(text_field(8, name))
+        parts += [bytes_field(6, string) for string in tensor.numpy().reshape(-1)]
+    parts.append(text_field(8, name))
     if external is None and tensor.dtype is not DType.STRING:
-        message.add(_raw_data_head(tensor.nbytes))
-        message.add_data(tensor)
-    message.add(text_field(12, tensor.doc))
+        size = tensor.nbytes
+        parts.append(varint(9 << 3 | 2) + varint(size))
+        if size <= _SMALL:
+            parts.append(tensor.packed().tobytes())
+        else:
+            message.add(b"".join(parts))
+            message.add_data(tensor)
+            parts = []
+    if tensor.doc:
+        parts.append(text_field(12, tensor.doc))
     if external is not None:
         location, offset, length = external
         for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-            message.add(bytes_field(13, text_field(1, key) + text_field(2, value)))
-        message.add(varint_field(14, 1))
-    message.add(metadata)
+            parts.append(bytes_field(13, text_field(1, key) + text_field(2, value)))
+        parts.append(varint_field(14, 1))
+    parts.append(metadata)
+    message.add(b"".join(parts))
     return message
 
 
@@ -45,7 +56,3 @@ def sparse_tensor_message(tensor: SparseTensor, name: str | None = None) -> Mess
     message.add_message(2, tensor_message(tensor.indices, tensor.indices.name))
     message.add(ints_field(3, tensor.shape))
     return message
-
-
-def _raw_data_head(size: int) -> bytes:
-    return varint(9 << 3 | 2) + varint(size)

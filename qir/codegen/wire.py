@@ -13,7 +13,7 @@ import numpy as np
 
 from qir.ir import Tensor
 
-__all__ = ["Message", "bytes_field", "floats_field", "ints_field", "text_field", "varint", "varint_field"]
+__all__ = ["Message", "bytes_field", "data_of", "floats_field", "ints_field", "text_field", "varint", "varint_field"]
 
 _SMALL = [bytes((number,)) for number in range(128)]
 
@@ -56,6 +56,11 @@ def floats_field(number: int, values: tuple[float, ...]) -> bytes:
     return b"".join([key + struct.pack("<f", value) for value in values])
 
 
+def data_of(tensor: Tensor) -> memoryview:
+    """The packed data; of a mapped file without a copy."""
+    return np.ascontiguousarray(tensor.packed()).data
+
+
 class Message:
     """A message in the making: pieces and their total length in bytes."""
 
@@ -88,7 +93,7 @@ class Message:
             else:
                 yield b"".join(pending)
                 pending = []
-                yield memoryview(np.ascontiguousarray(piece.packed()))
+                yield data_of(piece)
         yield b"".join(pending)
 
     def to_bytes(self) -> bytes:

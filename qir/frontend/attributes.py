@@ -80,7 +80,8 @@ def read_attribute(
     elif not kind:
         absent.discard(_TYPE_FIELD)
     mine = [] if ref or not kind else values.pop(VALUE_FIELDS[kind], [])
-    verbatim += [buffer[field.head : field.end] for others in values.values() for field in others]
+    verbatim += [buffer[head:end] for others in values.values() for _, head, _, end in others]
+    value: Any
     if ref or not kind:
         value = None
     elif kind.is_list:
@@ -97,7 +98,7 @@ def _items(
     buffer: Buffer, field: Field, kind: AttrKind, external: ExternalFiles, read_body: Callable[[Buffer, Span], Graph]
 ) -> tuple[Any, ...]:
     """The values that one field holds: many where numbers are packed."""
-    begin, end = field.begin, field.end
+    _, _, begin, end = field
     match kind:
         case AttrKind.INT:
             return (signed(read_varint(buffer, begin)[0]),)

@@ -324,7 +324,15 @@ class GraphReader:
                         continue
                     value = self._captured(node, index, name)
                 use = Use(node, index, value)
-                value._uses.link(use)
+                users = value._uses  # LinkedList.link, written out
+                use._prev = last = users._last
+                if last is None:
+                    users._first = use
+                else:
+                    last._next = use
+                users._last = use
+                users._count += 1
+                use._linked = True
                 uses.append(use)
             if attributes:
                 table = node._attributes
@@ -497,7 +505,7 @@ def _describes(value: Value, info: _Info) -> bool:
 
 
 def _read_node_metadata(node: Node, raw_fields: list[bytes], verbatim: list[bytes]) -> None:
-    entries = [raw[field.begin : field.end] for raw in raw_fields for field in fields(raw, 0, len(raw))]
+    entries = [raw[begin:end] for raw in raw_fields for _, _, begin, end in fields(raw, 0, len(raw))]
     mapping, exact = metadata_of(entries)
     node._metadata = mapping
     if not exact:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qir.errors import ModelError
 from qir.frontend.external import ExternalFiles
@@ -98,11 +98,11 @@ def _top_level(buffer: Buffer, name: str) -> list[Field]:
         found.extend(fields(buffer, 0, len(buffer)))
     except Damaged:
         # A file that was cut ends inside its last field, nearly always the graph.
-        if found and all(field.key in _KNOWN_KEYS for field in found) and found[0].key in (0x08, 0x12, 0x42):
+        if found and all(field[0] in _KNOWN_KEYS for field in found) and found[0][0] in (0x08, 0x12, 0x42):
             raise ModelError(f"{name} is truncated or damaged: copy or export the model again") from None
         raise ModelError(f"{name} is not an ONNX file: {_guess(buffer)}") from None
-    if not any(field.key == 0x3A for field in found):
-        if any(field.key in _KNOWN_KEYS for field in found) and found[0].key in (0x08, 0x12, 0x42):
+    if not any(field[0] == 0x3A for field in found):
+        if any(field[0] in _KNOWN_KEYS for field in found) and found[0][0] in (0x08, 0x12, 0x42):
             raise ModelError(f"{name} holds no graph, it is truncated or damaged: copy or export the model again")
         raise ModelError(f"{name} is not an ONNX file: {_guess(buffer)}")
     return found

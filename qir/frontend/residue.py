@@ -32,11 +32,11 @@ def absent_fields(extra: bytes) -> tuple[frozenset[int], bytes]:
 def take(rest: bytes, key: int) -> tuple[list[bytes], bytes]:
     """The payloads of the fields of one key, and the residue without them."""
     taken, kept = [], []
-    for field in fields(rest, 0, len(rest)):
-        if field.key == key:
-            taken.append(rest[field.begin : field.end])
+    for found, head, begin, end in fields(rest, 0, len(rest)):
+        if found == key:
+            taken.append(rest[begin:end])
         else:
-            kept.append(rest[field.head : field.end])
+            kept.append(rest[head:end])
     return taken, b"".join(kept)
 
 
@@ -46,11 +46,11 @@ def metadata_of(entries: Iterable[bytes]) -> tuple[dict[str, str], bool]:
     exact = True
     for entry in entries:
         found: dict[int, str] = {}
-        for field in fields(entry, 0, len(entry)):
-            exact = exact and field.key in (0x0A, 0x12) and field.key not in found
-            if field.key & 7 == 2:
-                found[field.key] = entry[field.begin : field.end].decode()
-        key = found.get(0x0A, "")
-        exact = exact and len(found) == 2 and key not in mapping
-        mapping[key] = found.get(0x12, "")
+        for key, _, begin, end in fields(entry, 0, len(entry)):
+            exact = exact and key in (0x0A, 0x12) and key not in found
+            if key & 7 == 2:
+                found[key] = entry[begin:end].decode()
+        name = found.get(0x0A, "")
+        exact = exact and len(found) == 2 and name not in mapping
+        mapping[name] = found.get(0x12, "")
     return mapping, exact

@@ -16,6 +16,8 @@ from qir.ir import DType, ExternalLocation, SparseTensor, Tensor
 
 __all__ = ["Span", "read_sparse_tensor", "read_tensor"]
 
+# float_data, int32_data, string_data, int64_data, double_data, uint64_data; numbers packed or one by one.
+_TYPED_KEYS = frozenset({0x22, 0x25, 0x28, 0x2A, 0x32, 0x38, 0x3A, 0x51, 0x52, 0x58, 0x5A})
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -39,28 +41,27 @@ def read_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> Tensor:
     verbatim: list[bytes] = []
     for field in fields(buffer, *span):
         key, head, begin, end = field
-        match key:
-            case 0x4A:
-                raw = Span(begin, end)
-            case 0x08 | 0x0A:
-                shape += varints(buffer, field)
-            case 0x10:
-                code = read_varint(buffer, begin)[0]
-            case 0x42 if end > begin:
-                name = buffer[begin:end].decode()
-            case 0x62 if end > begin:
-                doc = buffer[begin:end].decode()
-            case 0x70:
-                place = read_varint(buffer, begin)[0]
-            case 0x6A:
-                entries.append(buffer[begin:end])
-            case 0x82:
-                metadata.append(buffer[begin:end])
-                metadata_fields.append(buffer[head:end])
-            case 0x22 | 0x25 | 0x28 | 0x2A | 0x32 | 0x38 | 0x3A | 0x51 | 0x52 | 0x58 | 0x5A:
-                typed = True
-            case _:
-                verbatim.append(buffer[head:end])
+        if key == 0x08 or key == 0x0A:
+            shape += varints(buffer, field)
+        elif key == 0x10:
+            code = read_varint(buffer, begin)[0]
+        elif key == 0x42 and end > begin:
+            name = buffer[begin:end].decode()
+        elif key == 0x4A:
+            raw = Span(begin, end)
+        elif key in _TYPED_KEYS:
+            typed = True
+        elif key == 0x62 and end > begin:
+            doc = buffer[begin:end].decode()
+        elif key == 0x70:
+            place = read_varint(buffer, begin)[0]
+        elif key == 0x6A:
+            entries.append(buffer[begin:end])
+        elif key == 0x82:
+            metadata.append(buffer[begin:end])
+            metadata_fields.append(buffer[head:end])
+        else:
+            verbatim.append(buffer[head:end])
     dtype = _dtype(code, name)
     dims = tuple(shape)
     if dims and min(dims) < 0:
@@ -76,34 +77,29 @@ def read_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> Tensor:
         content = _typed_data(TensorProto.FromString(buffer[span.begin : span.end]), dtype, dims, name)
     else:
         content = b""
+    if not metadata and not verbatim:
+        return Tensor(dtype, dims, content, name=name, doc=doc)
     mapping, exact = metadata_of(metadata)
     if not exact:
         verbatim += metadata_fields
-    return Tensor(
-        dtype,
-        dims,
-        content,
-        name=name,
-        doc=doc,
-        metadata=mapping or None,
-        extra=make_residue(verbatim) if verbatim else None,
-    )
+    return Tensor(dtype, dims, content, name=name, doc=doc, metadata=mapping or None, extra=make_residue(verbatim))
 
 
 def read_sparse_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> SparseTensor:
+    """The tensor in coordinate format. Raises ModelError where a part is missing."""
     values = indices = None
     dims: list[int] = []
     verbatim: list[bytes] = []
     for field in fields(buffer, *span):
-        match field.key:
-            case 0x0A:
-                values = read_tensor(buffer, Span(field.begin, field.end), external)
-            case 0x12:
-                indices = read_tensor(buffer, Span(field.begin, field.end), external)
-            case 0x18 | 0x1A:
-                dims += varints(buffer, field)
-            case _:
-                verbatim.append(buffer[field.head : field.end])
+        key, head, begin, end = field
+        if key == 0x0A:
+            values = read_tensor(buffer, Span(begin, end), external)
+        elif key == 0x12:
+            indices = read_tensor(buffer, Span(begin, end), external)
+        elif key == 0x18 or key == 0x1A:
+            dims += varints(buffer, field)
+        else:
+            verbatim.append(buffer[head:end])
     if values is None or indices is None:
         raise ModelError("a sparse tensor has no values or no indices: the model is damaged, export it again")
     return SparseTensor(values, indices, tuple(dims), make_residue(verbatim))

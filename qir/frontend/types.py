@@ -55,7 +55,8 @@ def encode_type(type_: Type) -> bytes:
     """The serialized TypeProto."""
     proto = TypeProto()
     _fill(proto, type_)
-    return proto.SerializeToString(deterministic=True)
+    payload: bytes = proto.SerializeToString(deterministic=True)
+    return payload
 
 
 def _tensor(tensor: TypeProto.Tensor | TypeProto.SparseTensor) -> tuple[DType, tuple[Dim, ...] | None]:
