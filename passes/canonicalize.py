@@ -226,9 +226,6 @@ def _attribute_key(attribute: Attribute) -> Hashable:
 
 
 def _same_node(a: Node, b: Node) -> bool:
-    return all(
-        attribute.same(b.attributes[name]) for name, attribute in a.attributes.items()
-    ) and all(
+    return all(attribute.same(b.attributes[name]) for name, attribute in a.attributes.items()) and all(
         x.quant == y.quant and bool(x.name) == bool(y.name) for x, y in zip(a.outputs, b.outputs, strict=True)
     )
-

@@ -36,7 +36,7 @@ def is_standard(node: Node) -> bool:
 
 
 def opset_of(model: Model, graph: Graph) -> int:
-    """The default domain's version that holds in ``graph`` (a function has imports of its own); 0 where there is none."""
+    """The default domain's version in ``graph`` (a function has imports of its own); 0 where there is none."""
     while graph.outer is not None:
         graph = graph.outer
     if graph.function is None:

@@ -1,0 +1,273 @@
+"""The worklist driver: applies rules until none fits, and stops when rules undo one another."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qir.errors import QirError
+from qir.ir import Graph, Model, Node, Value
+from qir.rewriting.edits import is_annotated, merge_origin
+from qir.rewriting.rule import Match, Refused, Replacement, Rule
+
+__all__ = ["Application", "EndlessRewriteError", "Numbering", "RewriteReport", "apply_rules"]
+
+_REMEMBERED = 6
+
+
+class EndlessRewriteError(QirError):
+    """Rules undo one another's work without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One rewrite that was made."""
+
+    number: int
+    rule: str
+    node: str
+    sources: tuple[str, ...]
+    """At most 16 nodes of the imported model."""
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Gives each application the next number; from ``limit`` on, none is made (bisection searches for that limit)."""
+
+    limit: int | None = None
+    used: int = 0
+
+    def take(self) -> int | None:
+        if self.limit is not None and self.used >= self.limit:
+            return None
+        self.used += 1
+        return self.used - 1
+
+
+@dataclass(slots=True)
+class RewriteReport:
+    """What a run of the driver did, in order, and where a rule fitted but was refused, with the reason."""
+
+    applications: list[Application] = field(default_factory=list)
+    refusals: list[tuple[Rule, Node, str]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for application in self.applications:
+            counts[application.rule] = counts.get(application.rule, 0) + 1
+        return counts
+
+
+def apply_rules(
+    rules: Sequence[Rule], model: Model, *, numbering: Numbering | None = None, max_rounds: int | None = None
+) -> RewriteReport:
+    """Apply ``rules``, the earlier first at each node, to the main graph, bodies and functions until none fits.
+
+    Deterministic: nodes are visited in graph order; what a rewrite changed, and what reads it, is visited again. A
+    chain of ``max_rounds`` rewrites (default: 1000 and two for each node of the model), each of a former one's result,
+    that leave the graph no smaller is taken for endless: raises EndlessRewriteError, naming the rules.
+    """
+    return _Driver(rules, model, numbering or Numbering(), max_rounds).run()
+
+
+class _Driver:
+    def __init__(self, rules: Sequence[Rule], model: Model, numbering: Numbering, max_rounds: int | None) -> None:
+        self.model = model
+        self.numbering = numbering
+        self.max_rounds = max_rounds
+        self.by_root: dict[tuple[str, str], list[Rule]] = {}
+        for rule in rules:
+            for root in rule.roots:
+                self.by_root.setdefault(root, []).append(rule)
+        self.reach = max((alternative.depth for rule in rules for alternative in [rule.pattern]), default=0)
+        self.queue: deque[Node] = deque()
+        self.queued: set[Node] = set()
+        self.rounds: dict[Node, int] = {}
+        self.history: dict[Node, tuple[str, ...]] = {}
+        self.refused: dict[tuple[str, Node], tuple[Rule, Node, str]] = {}
+        self.orphans: dict[Value, None] = {}
+        self.report = RewriteReport()
+
+    def run(self) -> RewriteReport:
+        size = 0
+        for node in self.model.walk():
+            size += 1
+            self.enqueue(node)
+        if self.max_rounds is None:
+            self.max_rounds = 1000 + 2 * size
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node)
+            if node.graph is not None:
+                self.visit(node)
+        for constant in self.orphans:
+            graph = constant.graph
+            if constant.is_initializer and not constant.uses and not constant.is_input and graph is not None:
+                graph.remove_initializer(constant)
+        self.report.refusals = [entry for entry in self.refused.values() if entry[1].graph is not None]
+        return self.report
+
+    def enqueue(self, node: Node) -> None:
+        if node not in self.queued and self.rules_for(node):
+            self.queued.add(node)
+            self.queue.append(node)
+
+    def rules_for(self, node: Node) -> Sequence[Rule]:
+        return self.by_root.get(("" if node.domain == "ai.onnx" else node.domain, node.op), ())
+
+    def visit(self, node: Node) -> None:
+        for rule in self.rules_for(node):
+            found = rule.match(node, self.model)
+            self.refused.pop((rule.name, node), None)
+            if isinstance(found, Match):
+                found = _guard(rule, found)
+            if found is None:
+                continue
+            if isinstance(found, Refused):
+                self.refused[rule.name, node] = (rule, node, found.reason)
+            elif (number := self.numbering.take()) is not None:
+                self.apply(rule, found, number)
+                return
+
+    def apply(self, rule: Rule, match: Match, number: int) -> None:
+        root = match.root
+        self.report.applications.append(Application(number, rule.name, root.label, tuple(_sources(match))))
+        rounds = max(self.rounds.get(node, 0) for node in match.nodes)
+        history = (*self.history.get(root, ()), rule.name)[-_REMEMBERED:]
+        if self.max_rounds is not None and rounds >= self.max_rounds:
+            raise EndlessRewriteError(
+                f"rewriting at {root.label!r} does not end: after {rounds} rounds the rules "
+                f"{' and '.join(repr(name) for name in sorted(set(history)))} still change it; let one of them leave "
+                "alone what the other makes"
+            )
+        graph, name, doc, extra = match.graph, root.name, root.doc, root.extra
+        operands = [value for node in match.nodes for value in node.inputs if value is not None]
+        pairs = _pairs(rule, root, rule.rewrite(match))
+        changed, readers = self.replace(match, pairs)
+        erased = self.erase(match.nodes)
+        if erased and len(erased) == len(match.nodes) == len(match.created) == 1:
+            match.created[0].doc, match.created[0].extra = doc, extra
+        if root.graph is None and pairs:
+            _take_names(pairs, name, match)
+        grew = len(match.created) >= len(erased)
+        for node in changed:
+            self.rounds[node] = rounds + grew
+            self.history[node] = history
+        for value in operands:
+            if value.is_initializer:
+                self.orphans[value] = None
+        self.wake([*changed, *readers], operands, graph)
+
+    def replace(self, match: Match, pairs: Mapping[Value, Value]) -> tuple[list[Node], list[Node]]:
+        """Let the readers of the old results read the new; returns the new or edited nodes, and the readers."""
+        changed: dict[Node, None] = dict.fromkeys(match.created)
+        readers: dict[Node, None] = {}
+        if not pairs:
+            changed[match.root] = None
+            for node in match.nodes[1:]:
+                if not any(value.uses for value in node.outputs):
+                    merge_origin(match.root, node)
+        for old, new in pairs.items():
+            readers.update(dict.fromkeys(old.users))
+            if new.type is None:
+                new.type = old.type
+            old.replace_all_uses(new)
+            maker = new.producer
+            if maker is not None and maker in match.nodes:
+                changed[maker] = None
+                new.range, new.metadata, new.doc = old.range, old.metadata, old.doc
+                for node in match.nodes:
+                    if node is not maker:
+                        merge_origin(maker, node)
+        for node in match.created:
+            for other in match.nodes:
+                if other.metadata:
+                    node.metadata = {**other.metadata, **(node.metadata or {})}
+        return [node for node in changed if node.graph is not None], list(readers)
+
+    def erase(self, nodes: Sequence[Node]) -> list[Node]:
+        """Erase the matched nodes that nobody reads any more, the root first."""
+        erased: list[Node] = []
+        progress = True
+        while progress:
+            progress = False
+            for node in nodes:
+                if node.graph is not None and node.outputs and not any(value.uses for value in node.outputs):
+                    node.erase()
+                    erased.append(node)
+                    progress = True
+        return erased
+
+    def wake(self, changed: Iterable[Node], operands: Iterable[Value], graph: Graph) -> None:
+        """Queue what a rewrite may have opened a match for: roots within a pattern's reach downstream of the change,
+        and the last reader of an operand that lost the others."""
+        frontier = [node for node in changed if node.graph is not None]
+        for value in operands:
+            if len(value.uses) == 1:
+                frontier += value.users
+        seen = set(frontier)
+        for _ in range(self.reach):
+            following: list[Node] = []
+            for node in frontier:
+                self.enqueue(node)
+                for value in node.outputs:
+                    for use in value.uses:
+                        reader = use.node
+                        if reader is not None and reader not in seen:
+                            seen.add(reader)
+                            following.append(reader)
+            frontier = following
+        if graph.owner is not None and graph.owner.graph is not None:
+            self.enqueue(graph.owner)
+
+
+def _guard(rule: Rule, match: Match) -> Match | Refused | None:
+    """Refuse what the rule does not know to be careful with: quantized values, and parts of a region.
+
+    None where the match is such a region itself: a rule has tagged it before.
+    """
+    if not rule.keeps_quant and any(is_annotated(node) for node in match.nodes):
+        return Refused(match, "it carries quantization annotations, and the rule does not say it keeps them")
+    regions = list(dict.fromkeys(node.region for node in match.nodes))
+    if None not in regions and len(regions) == 1:
+        return None
+    region = next((region for region in regions if region is not None), None)
+    if region is not None:
+        return Refused(match, f"it is part of a {region.role} that has to stay whole")
+    return match
+
+
+def _pairs(rule: Rule, root: Node, replacement: Replacement) -> dict[Value, Value]:
+    match replacement:
+        case None:
+            return {}
+        case Value():
+            if len(root.outputs) != 1:
+                raise TypeError(f"rule {rule.name!r} gave one value for the {len(root.outputs)} results of {root.op}")
+            return {root.output: replacement}
+        case Mapping():
+            return dict(replacement)
+        case _:
+            return dict(zip(root.outputs, replacement, strict=True))
+
+
+def _take_names(pairs: Mapping[Value, Value], name: str, match: Match) -> None:
+    """What replaces a node and its results goes by their names, so that users find it."""
+    for old, new in pairs.items():
+        maker = new.producer
+        if maker is None or (maker not in match.created and maker not in match.nodes):
+            continue
+        if not new.is_output and old.name:
+            kept, old.name = old.name, ""
+            new.name = kept
+        if maker in match.created and maker.name != name and name:
+            maker.name = name
+
+
+def _sources(match: Match) -> list[str]:
+    names: dict[str, None] = {}
+    for node in match.nodes:
+        names.update(dict.fromkeys(node.sources[:16]))
+    return list(names)[:16]

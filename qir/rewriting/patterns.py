@@ -1,0 +1,312 @@
+"""The pattern language: small immutable objects that say what a piece of a graph looks like.
+
+    x = Any("x")
+    Op("Mul", x, Op("Sigmoid", x))                        # x * sigmoid(x), operands in either order
+    Op(("Conv", "Gemm"), Any("x"), Any("w"), Maybe(Any("b")), name="linear", attributes={"group": 1})
+    Op("Add", OneOf(Op("MatMul", ...), Op("Gemm", ...)), Const("bias"))
+
+One pattern object, or one name, that stands in two places has to match the same value in both. Matching is lazy: the
+operand orders of a commutative op and alternatives are tried one after the other, and the first that fits is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import Any as Object
+
+import numpy as np
+
+from qir.ir import Node, Value
+from qir.rewriting.edits import constant_of
+from qir.rewriting.search import Search
+
+__all__ = ["Any", "Const", "Maybe", "OneOf", "Op", "Pattern", "Rest"]
+
+_COMMUTATIVE = frozenset(
+    ("Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Sum", "Mean", "Max", "Min")
+)
+_MOST_PERMUTED = 4
+
+
+class Pattern:
+    """What an operand looks like."""
+
+    __slots__ = ()
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        """Yield once for each way in which ``value`` fits; the bindings hold while the caller looks at them."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """How many nodes deep it reaches."""
+        return 0
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+
+class Any(Pattern):
+    """Any present operand that ``where`` accepts, bound to ``name``."""
+
+    __slots__ = ("name", "where")
+
+    def __init__(self, name: str = "", where: Callable[[Value], bool] | None = None) -> None:
+        self.name = name
+        self.where = where
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        if value is None:
+            search.fail(lambda: f"{self.describe()} is missing")
+        elif self.where is not None and not self.where(value):
+            search.fail(lambda: f"{value.name!r} does not satisfy the condition on {self.describe()}")
+        else:
+            yield from search.bind(self, self.name, value)
+
+    def describe(self) -> str:
+        return self.name or "operand"
+
+
+class Const(Pattern):
+    """A constant. ``value``: the number that all its elements are, to ``tolerance`` (relative; 0 means exactly).
+
+    ``where`` judges the array. Constants above 4096 elements never equal a number, so no weight is read for it.
+    """
+
+    __slots__ = ("name", "scalar", "tolerance", "value", "where")
+
+    def __init__(
+        self,
+        name: str = "",
+        value: float | None = None,
+        *,
+        where: Callable[[np.ndarray], bool] | None = None,
+        scalar: bool = False,
+        tolerance: float = 1e-5,
+    ) -> None:
+        self.name = name
+        self.value = value
+        self.where = where
+        self.scalar = scalar
+        self.tolerance = tolerance
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        tensor = constant_of(value)
+        if value is None or tensor is None:
+            search.fail(lambda: f"{'nothing' if value is None else repr(value.name)} is no constant")
+        elif self.scalar and tensor.size != 1:
+            search.fail(lambda: f"constant {value.name!r} has {tensor.size} elements, not one")
+        elif self.value is not None and not self._equals(tensor.numpy() if tensor.size <= 4096 else None):
+            search.fail(lambda: f"constant {value.name!r} is not {self.value:g}")
+        elif self.where is not None and not self.where(tensor.numpy()):
+            search.fail(lambda: f"constant {value.name!r} does not satisfy the condition on {self.describe()}")
+        else:
+            yield from search.bind(self, self.name, value)
+
+    def _equals(self, array: np.ndarray | None) -> bool:
+        if array is None or array.size == 0 or array.dtype.kind in "OSU":
+            return False
+        wanted = self.value
+        assert wanted is not None
+        return bool(np.all(np.abs(array.astype(np.float64) - wanted) <= self.tolerance * abs(wanted)))
+
+    def describe(self) -> str:
+        return self.name or ("a constant" if self.value is None else f"{self.value:g}")
+
+
+class Maybe(Pattern):
+    """An optional operand: missing, or what ``pattern`` says."""
+
+    __slots__ = ("pattern",)
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        if value is None:
+            yield
+        else:
+            yield from self.pattern.match(value, search)
+
+    @property
+    def depth(self) -> int:
+        return self.pattern.depth
+
+    def describe(self) -> str:
+        return f"[{self.pattern.describe()}]"
+
+
+class OneOf(Pattern):
+    """The first alternative that fits."""
+
+    __slots__ = ("alternatives",)
+
+    def __init__(self, *alternatives: Pattern) -> None:
+        self.alternatives = alternatives
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        for alternative in self.alternatives:
+            yield from alternative.match(value, search)
+
+    @property
+    def depth(self) -> int:
+        return max(alternative.depth for alternative in self.alternatives)
+
+    def describe(self) -> str:
+        return " or ".join(alternative.describe() for alternative in self.alternatives)
+
+
+class Rest(Pattern):
+    """All remaining operands, none included; each must fit ``each``. Bound to ``name`` as a tuple."""
+
+    __slots__ = ("each", "name")
+
+    def __init__(self, name: str = "", each: Pattern | None = None) -> None:
+        self.name = name
+        self.each = each
+
+    def match_all(self, values: Sequence[Value | None], search: Search) -> Iterator[None]:
+        present = tuple(value for value in values if value is not None)
+        if len(present) < len(values):
+            search.fail(lambda: f"an operand of {self.describe()} is missing")
+        elif self.each is None:
+            yield from search.bind_rest(self.name, present)
+        else:
+            for _ in _in_turn([(self.each, value) for value in present], search):
+                yield from search.bind_rest(self.name, present)
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.each is None else self.each.depth
+
+    def describe(self) -> str:
+        return f"*{self.name}"
+
+
+class Op(Pattern):
+    """A node of one of ``ops`` whose operands fit ``inputs``; bound to ``name``.
+
+    ``attributes`` maps a name to the value it must have, or to a predicate over it; an attribute that is absent has
+    the value that ``defaults`` gives, else None. ``where`` judges the node. ``output`` is which result the value is.
+    ``single_use``: the result has one reader. Unless ``leaks``, an inner node's results are read within the match
+    only, so that nothing is computed twice after the rewrite.
+    """
+
+    __slots__ = (
+        "_depth",
+        "attributes",
+        "defaults",
+        "domain",
+        "inputs",
+        "leaks",
+        "name",
+        "ops",
+        "output",
+        "single_use",
+        "where",
+    )
+
+    def __init__(
+        self,
+        ops: str | tuple[str, ...],
+        *inputs: Pattern,
+        name: str = "",
+        domain: str = "",
+        attributes: Mapping[str, Object] | None = None,
+        defaults: Mapping[str, Object] | None = None,
+        where: Callable[[Node], bool] | None = None,
+        output: int = 0,
+        single_use: bool = False,
+        leaks: bool = False,
+    ) -> None:
+        self.ops = (ops,) if isinstance(ops, str) else ops
+        self.inputs = inputs
+        self.name = name
+        self.domain = domain
+        self.attributes = dict(attributes or {})
+        self.defaults = dict(defaults or {})
+        self.where = where
+        self.output = output
+        self.single_use = single_use
+        self.leaks = leaks
+        self._depth = 1 + max((pattern.depth for pattern in inputs), default=0)
+
+    @property
+    def depth(self) -> int:
+        return self._depth
+
+    def describe(self) -> str:
+        return "/".join(self.ops)
+
+    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        node = None if value is None else value.producer
+        if node is None or value is None:
+            search.fail(lambda: f"expected {self.describe()}, found {_origin(value)}")
+        elif node.graph is not search.graph:
+            search.fail(lambda: f"{node.op} {node.label!r} stands outside of the body")
+        elif value.index != self.output:
+            search.fail(lambda: f"expected result {self.output} of {node.op} {node.label!r}, found {value.index}")
+        elif self.single_use and (len(value.uses) != 1 or value.is_output):
+            search.fail(lambda: f"the result of {node.op} {node.label!r} has {len(value.uses)} uses")
+        else:
+            known = search.seen(self)
+            if known is None:
+                yield from self.match_node(node, search)
+            elif known is value:
+                yield
+            else:
+                search.fail(lambda: f"{value.name!r} is not {known.name!r}")
+
+    def match_node(self, node: Node, search: Search) -> Iterator[None]:
+        """Yield once for each way in which the node itself fits."""
+        if node.op not in self.ops or (node.domain or "ai.onnx") != (self.domain or "ai.onnx"):
+            search.fail(lambda: f"expected {self.describe()}, found {node.op} {node.label!r}")
+            return
+        for key, wanted in self.attributes.items():
+            found = node.get(key, self.defaults.get(key))
+            if not (wanted(found) if callable(wanted) else wanted == found):
+                search.fail(lambda key=key, found=found: f"{node.op} {node.label!r} has {key}={found!r}")  # type: ignore[misc]  # mypy knows no lambda defaults
+                return
+        if self.where is not None and not self.where(node):
+            search.fail(lambda: f"{node.op} {node.label!r} does not satisfy the rule's condition on it")
+            return
+        for _ in search.enter(self, self.name, node):
+            for operands in self._orders(node):
+                yield from self._match_operands(operands, node, search)
+
+    def _orders(self, node: Node) -> Iterator[tuple[Value | None, ...]]:
+        operands = node.inputs
+        commutes = node.op in _COMMUTATIVE and 1 < len(operands) <= _MOST_PERMUTED and len(self.inputs) > 1
+        yield from permutations(operands) if commutes else (operands,)
+
+    def _match_operands(self, operands: tuple[Value | None, ...], node: Node, search: Search) -> Iterator[None]:
+        rest = self.inputs[-1] if self.inputs and isinstance(self.inputs[-1], Rest) else None
+        fixed = self.inputs[:-1] if rest is not None else self.inputs
+        if self.inputs and rest is None and any(value is not None for value in operands[len(fixed) :]):
+            search.fail(lambda: f"{node.op} {node.label!r} has {len(operands)} operands, expected {len(fixed)}")
+            return
+        pairs = [(pattern, operands[i] if i < len(operands) else None) for i, pattern in enumerate(fixed)]
+        for _ in _in_turn(pairs, search):
+            if rest is None:
+                yield
+            else:
+                yield from rest.match_all(operands[len(fixed) :], search)
+
+
+def _in_turn(pairs: Sequence[tuple[Pattern, Value | None]], search: Search) -> Iterator[None]:
+    """Match each value to its pattern, one within the other, so that a later failure tries the earlier again."""
+    if not pairs:
+        yield
+        return
+    pattern, value = pairs[0]
+    for _ in pattern.match(value, search):
+        yield from _in_turn(pairs[1:], search)
+
+
+def _origin(value: Value | None) -> str:
+    if value is None:
+        return "nothing"
+    if value.producer is not None:
+        return f"{value.producer.op} {value.producer.label!r}"
+    return f"{'constant' if value.const is not None else 'input'} {value.name!r}"

@@ -1,0 +1,84 @@
+"""The state of one attempt to match a pattern: bindings that are undone on the way back, and the best failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from qir.ir import Graph, Node, Value
+
+__all__ = ["Search"]
+
+
+class Search:
+    """Bindings by name and by pattern object; with ``traced``, also how far the best attempt got."""
+
+    __slots__ = ("_by_pattern", "_traced", "furthest", "graph", "nodes", "obstacle", "patterns", "rests", "values")
+
+    def __init__(self, graph: Graph, traced: bool = False) -> None:
+        self.graph = graph
+        self.values: dict[str, Value] = {}
+        self.rests: dict[str, tuple[Value, ...]] = {}
+        self.nodes: list[Node] = []
+        """The nodes matched so far, the root first."""
+        self.patterns: list[tuple[object, str]] = []
+        """The pattern of each of ``nodes``, with its name."""
+        self._by_pattern: dict[int, Value] = {}
+        self._traced = traced
+        self.furthest: tuple[Node, ...] = ()
+        self.obstacle = ""
+
+    def fail(self, reason: Callable[[], str]) -> None:
+        """Note why the attempt goes no further; the reason is only worded for the best attempt of a traced search."""
+        if self._traced and (len(self.nodes) > len(self.furthest) or not self.obstacle):
+            self.furthest = tuple(self.nodes)
+            self.obstacle = reason()
+
+    def seen(self, pattern: object) -> Value | None:
+        """What the pattern object matched before in this attempt."""
+        return self._by_pattern.get(id(pattern))
+
+    def bind(self, pattern: object, name: str, value: Value) -> Iterator[None]:
+        """Yield with the binding in place, unless it contradicts an earlier one."""
+        known = self._by_pattern.get(id(pattern))
+        if known is None and name:
+            known = self.values.get(name)
+        if known is not None and known is not value:
+            other = known
+            self.fail(lambda: f"{value.name!r} is not {other.name!r}, which {name or 'the same operand'} is elsewhere")
+            return
+        fresh_pattern = id(pattern) not in self._by_pattern
+        fresh_name = bool(name) and name not in self.values
+        self._by_pattern[id(pattern)] = value
+        if name:
+            self.values[name] = value
+        yield
+        if fresh_pattern:
+            del self._by_pattern[id(pattern)]
+        if fresh_name:
+            del self.values[name]
+
+    def bind_rest(self, name: str, values: tuple[Value, ...]) -> Iterator[None]:
+        known = self.rests.get(name) if name else None
+        if known is not None and known != values:
+            self.fail(lambda: f"*{name} stands for other operands elsewhere")
+            return
+        if name:
+            self.rests[name] = values
+        yield
+        if name and known is None:
+            del self.rests[name]
+
+    def enter(self, pattern: object, name: str, node: Node) -> Iterator[None]:
+        """Yield with the node among those matched."""
+        self.nodes.append(node)
+        self.patterns.append((pattern, name))
+        output = getattr(pattern, "output", 0)
+        value = node.outputs[output] if output < len(node.outputs) else None
+        fresh = value is not None and id(pattern) not in self._by_pattern
+        if fresh and value is not None:
+            self._by_pattern[id(pattern)] = value
+        yield
+        if fresh:
+            del self._by_pattern[id(pattern)]
+        self.nodes.pop()
+        self.patterns.pop()
