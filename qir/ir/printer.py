@@ -74,7 +74,7 @@ from qir.ir.tensor import SparseTensor, Tensor
 from qir.ir.types import TensorType, Type
 from qir.ir.value import Use, Value
 
-__all__ = ["print_graph", "print_model", "print_node", "print_value", "recordable", "stored_tensors"]
+__all__ = ["print_graph", "print_model", "print_node", "print_signature", "print_value", "recordable", "stored_tensors"]
 
 _INDENT = "  "
 _LINE_WIDTH = 110
@@ -96,6 +96,11 @@ def print_model(model: Model, *, brief: bool = False) -> str:
 def print_graph(graph: Graph, *, brief: bool = False) -> str:
     """``graph name(...) -> (...) { ... }``."""
     return "\n".join(_graph_lines(graph, f"graph{_spaced(graph.name)}", "", brief)) + "\n"
+
+
+def print_signature(graph: Graph) -> str:
+    """``graph name(...) -> (...) {``, shortened, for messages."""
+    return "\n".join(_signature_lines(graph, f"graph{_spaced(graph.name)}", "", True))
 
 
 def print_node(node: Node, *, brief: bool = False) -> str:
@@ -197,13 +202,7 @@ def _function_lines(function: Function, brief: bool) -> list[str]:
 
 def _graph_lines(graph: Graph, head: str, indent: str, brief: bool, clauses: Sequence[str] = ()) -> list[str]:
     inner = indent + _INDENT
-    inputs = [_definition(value, "%", brief) for value in graph.inputs]
-    results = f") -> ({', '.join(_operand(use, brief) for use in graph.output_uses)})"
-    tail = " ".join([results, *clauses, *_notes(graph, brief), "{"])
-    if len(inputs) < 2 or len(head) + sum(map(len, inputs)) + len(tail) < _LINE_WIDTH:
-        lines = [f"{head}({', '.join(inputs)}{tail}"]
-    else:
-        lines = [f"{head}(", *(f"{inner}{text}," for text in inputs[:-1]), inner + inputs[-1], indent + tail]
+    lines = _signature_lines(graph, head, indent, brief, clauses)
     lines += [inner + _initializer(value, brief) for value in graph.initializers]
     for node in graph.nodes:
         lines += _node_lines(node, inner, brief)
@@ -212,6 +211,16 @@ def _graph_lines(graph: Graph, head: str, indent: str, brief: bool, clauses: Seq
         lines += [inner + recorded] if recorded else []
     lines.append(indent + "}")
     return lines
+
+
+def _signature_lines(graph: Graph, head: str, indent: str, brief: bool, clauses: Sequence[str] = ()) -> list[str]:
+    inner = indent + _INDENT
+    inputs = [_definition(value, "%", brief) for value in graph.inputs]
+    results = f") -> ({', '.join(_operand(use, brief) for use in graph.output_uses)})"
+    tail = " ".join([results, *clauses, *_notes(graph, brief), "{"])
+    if len(inputs) < 2 or len(head) + sum(map(len, inputs)) + len(tail) < _LINE_WIDTH:
+        return [f"{head}({', '.join(inputs)}{tail}"]
+    return [f"{head}(", *(f"{inner}{text}," for text in inputs[:-1]), inner + inputs[-1], indent + tail]
 
 
 def _recorded(graph: Graph) -> str:
