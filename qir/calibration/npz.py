@@ -82,13 +82,16 @@ class NpzStack:
 
     def _read_header(self, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         # numpy's format, version 1 or 2 (3 differs only for structured types); see numpy.lib.format.
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise DataError(f"{self._path}: '{self.name}' has .npy version {version}, which holds no plain array")
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        try:
+            version = np.lib.format.read_magic(stream)
+            shape, fortran, dtype = readers[version](stream)
+        except _DAMAGE:
+            raise
+        except Exception as error:  # numpy evaluates a literal there: any bytes, any exception
+            raise DataError(f"{self._path}: '{self.name}' has no readable .npy header") from error
+        if any(type(size) is not int or size < 0 for size in shape):
+            raise DataError(f"{self._path}: '{self.name}' has no readable .npy header")
         if dtype.hasobject:
             raise DataError(
                 f"{self._path}: '{self.name}' is an object array, which is never loaded (it could run code); save "

@@ -234,6 +234,30 @@ def test_a_header_that_promises_more_than_is_there_reserves_no_memory(tmp_path: 
         read_npz(tmp_path / "h.npz")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "'descr': '<f4', 'fortran_order': False, 'shape': (4, 3",
+        "'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3)",
+        "'descr': '<f4', 'fortran_order': True, 'shape': (True, 12)",
+        "'descr': '<f4', 'fortran_order': 3, 'shape': (4, 3)",
+        "'descr': 'zz', 'fortran_order': False, 'shape': (4, 3)",
+        "'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4, 3)",
+        "'descr': '<M8[s]', 'fortran_order': False, 'shape': (4, 3)",
+        "'descr': '<f4', 'fortran_order': False, 'shape': (2**99,)",
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_that_lie_are_refused(tmp_path: Path, fields: str, version: int) -> None:
+    header = f"{{{fields}, }}\n".encode()
+    size = len(header).to_bytes(2 if version == 1 else 4, "little")
+    with zipfile.ZipFile(tmp_path / "h.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY" + bytes([version, 0]) + size + header + b"\0" * 48)
+    with pytest.raises(DataError, match="'x'") as caught:
+        list(open_data(tmp_path / "h.npz", [InputSpec("x", F32, ("N", 3))]))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_inputs_has_one_empty_feed() -> None:
     data = open_data({}, [])
     assert isinstance(data, DataSource) and list(data) == [{}]
