@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QirError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more when it leaves; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -108,7 +108,7 @@ def _quantization(nodes: list[Node]) -> dict[str, Any] | None:
     per_channel = 0
     for node in nodes:
         if node.op == "DequantizeLinear":
-            data, scale = node.input(0), node.input(1)
+            scale, data = node.input(1), node.input(2) or node.input(0)
             stored[_dtype(data)] += 1
             per_channel += (
                 scale is not None and scale.shape is not None and len(scale.shape) > 0 and scale.shape != (1,)

@@ -92,22 +92,22 @@ def opt(
     from qir.codegen import save
     from qir.frontend import load
     from qir.pipeline.printing import IrFolder, IrPrinter
-    from qir.pipeline.progress import ProgressBar
+    from qir.pipeline.progress import progress_bar
 
-    loaded = load(model)
     instruments: list[Instrument] = []
     if print_ir_after_all or print_ir_changed:
         instruments.append(IrPrinter(sys.stderr.write, only_changed=not print_ir_after_all))
     if print_ir_dir is not None:
         instruments.append(IrFolder(print_ir_dir))
-    with ProgressBar(sys.stderr) as bar:
+    with progress_bar(sys.stderr) as (progress, bars):
+        loaded = load(model)
         result = steps.run(
             loaded,
             calibration=_calibration(calib, loaded),
             target=target,
-            instruments=[*instruments, bar],
+            instruments=[*instruments, *bars],
             verify=verify,
-            progress=bar,
+            progress=progress,
             in_place=True,
         )
     if output is not None:

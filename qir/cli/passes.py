@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from qir.cli.options import JsonFlag, Plugins, print_json, registry_with
+from qir.errors import OptionError
 from qir.pipeline import Pipeline, Preset, Registry
 from qir.pipeline.describe import PassDoc, describe_pass
 
@@ -43,14 +44,7 @@ def passes(
 
 
 def _list(registry: Registry, json: bool) -> None:
-    rows = []
-    for name in registry:
-        found = registry.get(name)
-        if isinstance(found, Preset):
-            rows.append((name, "preset", found.doc, registry.source(name)))
-        else:
-            doc = describe_pass(found, registry.source(name))
-            rows.append((name, found.effect.value, doc.summary, doc.source))
+    rows = [(name, *_row(registry, name), registry.source(name)) for name in registry]
     if json:
         keys = ("name", "kind", "summary", "source")
         print_json([dict(zip(keys, row, strict=True)) for row in rows])
@@ -59,6 +53,17 @@ def _list(registry: Registry, json: bool) -> None:
     for name, kind, summary, source in rows:
         origin = "" if source == "qir" else f"  ({source})"
         typer.echo(f"{name:{width}}  {kind:8}  {summary}{origin}")
+
+
+def _row(registry: Registry, name: str) -> tuple[str, str]:
+    """Kind and summary. One plug-in that does not load must not hide the others, but it is shown."""
+    try:
+        found = registry.get(name)
+        if isinstance(found, Preset):
+            return "preset", found.doc.rstrip(".")
+        return found.effect.value, describe_pass(found, "").summary
+    except OptionError as error:
+        return "broken", str(error)
 
 
 def _show_preset(preset: Preset, registry: Registry, json: bool) -> None:

@@ -26,7 +26,7 @@ class OptionDoc:
 
 @dataclass(frozen=True, slots=True)
 class PassDoc:
-    """``summary`` is the first sentence of ``text``, the docstring; ``before`` and ``after`` are its IR, "" without."""
+    """``text`` is the docstring, ``summary`` its first sentence, ``before`` and ``after`` the IR in it, or empty."""
 
     name: str
     effect: Effect
@@ -55,8 +55,8 @@ def describe_pass(cls: type[Pass], source: str) -> PassDoc:
 
 def _summary(text: str) -> str:
     paragraph = " ".join(text.split("\n\n")[0].split())
-    sentence = re.match(r".*?[.:](?=\s|$)", paragraph)
-    return (sentence[0] if sentence else paragraph).rstrip(".:")
+    sentence = re.match(r".*?[.:;](?=\s|$)", paragraph)
+    return (sentence[0] if sentence else paragraph).rstrip(".:;")
 
 
 def _block(text: str, title: str) -> str:

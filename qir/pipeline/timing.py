@@ -67,12 +67,12 @@ class Timer:
 
 
 def format_timing(timing: Timing) -> str:
-    """The tree as text: seconds, share of the whole, name indented by depth."""
+    """The tree as text: seconds, share of the whole, name indented by depth; without what took under a thousandth."""
     whole = timing.seconds or 1.0
 
     def lines(part: Timing, depth: int) -> Iterator[str]:
         yield f"{part.seconds:9.3f} s {100 * part.seconds / whole:5.1f}%  {'  ' * depth}{part.name}"
-        for inner in part.parts:
+        for inner in (p for p in part.parts if p.seconds >= whole / 1000):
             yield from lines(inner, depth + 1)
 
     return "\n".join(lines(timing, 0))

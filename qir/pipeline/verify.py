@@ -14,10 +14,12 @@ _ANNOTATIONS = frozenset({"frozen", "kernel", "metadata", "observed", "quant", "
 
 def verify_model(model: Model) -> None:
     """Structure, then operators against their schema at the model's opset. Raises VerifyError."""
+    from qir.ir.verifier import verify
+
     try:
-        from qir.ir.verifier import verify
         from qir.ops.verifier import verify_schema
     except ImportError:  # TODO: remove with the arrival of qir.ops
+        verify(model)
         return
     verify(model)
     verify_schema(model)
