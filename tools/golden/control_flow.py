@@ -51,7 +51,7 @@ class AdaptiveNet(nn.Module):
 
 def adaptive_digits() -> Golden:
     """Loop with a captured and an own weight and a scan output; If on a scalar bool input with captures; opset 16."""
-    seed, split, epochs = 22, data.digits(), 15
+    seed, split, epochs = 22, data.digits(), 40
     seeded(seed)
     net = AdaptiveNet()
     x, y = torch.from_numpy(split.train), torch.from_numpy(split.train_labels)

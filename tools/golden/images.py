@@ -196,7 +196,8 @@ class Inverted(nn.Module):
         y = act(self.depthwise_bn(self.depthwise(y)))
         gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
         y = self.project_bn(self.project(y * gate))
-        return x + y if self.adds else y
+        result: Tensor = x + y if self.adds else y
+        return result
 
 
 def mobile_sounds() -> Golden:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, length, width] to [batch, heads, length, width / heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention; ``mask`` is added to the scores."""
@@ -61,7 +61,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.norm_first:
             x = x + self.attention(self.norm1(x), mask)
-            return x + self.down(F.gelu(self.up(self.norm2(x))))
+            return torch.add(x, self.down(F.gelu(self.up(self.norm2(x)))))
         x = self.norm1(x + self.attention(x, mask))
         normed: Tensor = self.norm2(x + self.down(F.gelu(self.up(x))))
         return normed
@@ -294,7 +294,7 @@ class DecoderLayer(nn.Module):
         )
         x = x + a.attend(q, k, a.split(a.value(y)), mask)
         y = self.norm2(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return torch.add(x, self.down(F.silu(self.gate(y)) * self.up(y)))
 
 
 class Decoder(nn.Module):
