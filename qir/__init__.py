@@ -7,17 +7,40 @@
 """
 
 import os as _os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
+    from qir.api import Effect as Effect
+    from qir.api import Instrument as Instrument
+    from qir.api import Pass as Pass
+    from qir.api import PassContext as PassContext
+    from qir.api import PassResult as PassResult
+    from qir.api import Pipeline as Pipeline
+    from qir.api import PipelineResult as PipelineResult
+    from qir.api import Preset as Preset
+    from qir.api import Remark as Remark
+    from qir.api import RemarkKind as RemarkKind
+    from qir.api import Verdict as Verdict
+    from qir.api import load as load
+    from qir.api import save as save
+    from qir.errors import QirError as QirError
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _EXPORTS = {
+    "Effect": "qir.api",
+    "Instrument": "qir.api",
     "Pass": "qir.api",
     "PassContext": "qir.api",
     "PassResult": "qir.api",
     "Pipeline": "qir.api",
+    "PipelineResult": "qir.api",
+    "Preset": "qir.api",
     "QirError": "qir.errors",
     "Remark": "qir.api",
+    "RemarkKind": "qir.api",
+    "Verdict": "qir.api",
     "load": "qir.api",
     "quantize": "qir.api",
     "save": "qir.api",

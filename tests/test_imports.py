@@ -99,3 +99,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_every_public_name_is_where_the_table_says() -> None:
     probe = "import qir; [getattr(qir, name) for name in qir.__all__]; print('ok')"
     assert run(sys.executable, "-c", probe, cwd=TREE).strip() == "ok"
+
+
+def test_what_the_api_offers_is_what_import_qir_shows() -> None:
+    import qir
+    from qir import api
+
+    assert set(api.__all__) == {name for name in qir.__all__ if name not in ("QirError", "__version__")}
