@@ -1,0 +1,254 @@
+"""The pass ``fold-constants``: compute once what never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qir.ir import DType, Graph, Model, Node, Tensor, Value
+from qir.passes.folding import shape_values
+from qir.passes.folding.branches import inline_branch
+from qir.passes.folding.estimate import FOLDABLE, QUANTIZERS, Size, Unknown, elements, result_sizes
+from qir.passes.folding.evaluate import evaluate
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.rewriting.edits import add_constant, constant_of, is_annotated, is_pure, is_standard, opset_of
+
+__all__ = ["FoldConstants"]
+
+_COMPUTABLE = frozenset(
+    (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BOOL, DType.INT8, DType.INT16, DType.INT32, DType.INT64)
+    + (DType.UINT8, DType.UINT16, DType.UINT32, DType.UINT64)
+)
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Replace nodes whose operands are all constant by their results, in the main graph, in bodies and in functions.
+
+    Shape arithmetic on known and partly known shapes folds too, and an If whose condition is known becomes the branch
+    it takes. QuantizeLinear and DequantizeLinear stay, so integer weights stay integers. Values are computed by
+    onnxruntime's kernels without optimisations. Nothing is computed whose result would pass both ``max_bytes`` and
+    the size of its operands, nor more than ``max_growth`` bytes in all beyond the operands' sizes; the size is worked
+    out beforehand, so a small file that asks for a terabyte costs nothing. Random ops never fold.
+
+    Before::
+
+        %s: s64[2] = Shape(%x)            # %x: f32[N,8]
+        %c: s64[1] = Gather(%s, @one)     # @one = [1]
+        %t: s64[2] = Concat(@minus_one, %c) {axis=0}
+        %y: f32[?,8] = Reshape(%z, %t)
+
+    After::
+
+        %y: f32[?,8] = Reshape(%z, @t)    # @t = [-1, 8]
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    effect: ClassVar[Effect] = Effect.EXACT
+    keeps_observed: ClassVar[bool] = True
+
+    max_bytes: int = 1 << 20
+    """A result may have as many bytes, or as many as its constant operands together."""
+    quantized: bool = False
+    """Fold QuantizeLinear and DequantizeLinear too, which turns integer weights into float ones."""
+    max_growth: int = 64 << 20
+    """How many bytes results may have beyond those of their operands, all together."""
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        result = PassResult()
+        for root in [model.graph, *(function.graph for function in model.functions.values())]:
+            folder = _Folder(self, model, opset_of(model, root), result)
+            folder.fold(root)
+            folder.finish()
+        result.changed = bool(result.statistics)
+        return result
+
+
+class _Folder:
+    """One graph with its bodies: what is computed, and what waits to be."""
+
+    def __init__(self, settings: FoldConstants, model: Model, opset: int, result: PassResult) -> None:
+        self.settings = settings
+        self.model = model
+        self.opset = opset
+        self.result = result
+        self.arrays: dict[Value, np.ndarray] = {}
+        """Contents of constants; partly known ones (dtype object) are in ``partial``."""
+        self.partial: dict[Value, np.ndarray] = {}
+        self.sizes: dict[Value, Size] = {}
+        """Sizes of results that wait."""
+        self.waiting: list[Node] = []
+        self.folded: list[Node] = []
+        self.growth = 0
+
+    def fold(self, graph: Graph) -> None:
+        """Visit the nodes in order; those of bodies after the node that holds them."""
+        for node in graph.nodes:
+            if node.op == "If" and is_standard(node) and self.inline(node):
+                continue
+            self.visit(node)
+            for body in node.bodies:
+                self.fold(body)
+
+    def inline(self, node: Node) -> bool:
+        condition = node.input(0)
+        array = self.content(condition)
+        if array is None and condition is not None and condition in self.sizes:
+            self.flush()
+            array = self.content(condition)
+        if array is None or array.size != 1 or not inline_branch(node, bool(array.reshape(()))):
+            return False
+        self.result.count("inlined-if")
+        return True
+
+    def visit(self, node: Node) -> None:
+        if not self.may_fold(node):
+            return
+        if self.compute_here(node):
+            return
+        if node.op in ("Shape", "Size") or not node.inputs or not all(self.is_known(value) for value in node.inputs):
+            return
+        sizes = self.estimate(node)
+        if sizes is None or not self.within_budget(node, sizes):
+            return
+        self.waiting.append(node)
+        self.sizes.update(zip(node.outputs, sizes, strict=True))
+
+    def may_fold(self, node: Node) -> bool:
+        return (
+            is_standard(node)
+            and (node.op in FOLDABLE or (self.settings.quantized and node.op in QUANTIZERS))
+            and is_pure(node, self.model.functions)
+            and not is_annotated(node)
+            and not any(attribute.ref for attribute in node.attributes.values())
+            and not any(value.is_output for value in node.outputs)
+            and all(value.dtype is None or value.dtype in _COMPUTABLE for value in node.outputs)
+        )
+
+    def compute_here(self, node: Node) -> bool:
+        """Shape arithmetic: fold a small integer node at once, or note what is known of its result."""
+        operands: list[np.ndarray | None] = []
+        if node.op not in ("Shape", "Size"):
+            for value in node.inputs:
+                array = None if value is None else self.partial.get(value, self.content(value))
+                if value is not None and (array is None or array.size > shape_values.MOST_ELEMENTS):
+                    return False
+                operands.append(array)
+        array = shape_values.compute(node, operands, self.opset)
+        if array is None:
+            return False
+        if not shape_values.is_complete(array):
+            self.partial[node.output] = array
+            return False
+        self.arrays[node.output] = array
+        self.folded.append(node)
+        return True
+
+    def content(self, value: Value | None) -> np.ndarray | None:
+        """The array of a constant, or of a result that has been computed."""
+        if value is None:
+            return None
+        array = self.arrays.get(value)
+        if array is None:
+            tensor = constant_of(value)
+            if tensor is None or tensor.dtype not in _COMPUTABLE:
+                return None
+            array = tensor.numpy()
+            self.arrays[value] = array
+        return array
+
+    def is_known(self, value: Value | None) -> bool:
+        return value is None or value in self.sizes or self.content(value) is not None
+
+    def estimate(self, node: Node) -> list[Size] | None:
+        """Sizes of the results; computes what waits where they depend on it. None where they cannot be told."""
+        for attempt in range(2):
+            try:
+                return result_sizes(node, [self.shape(value) for value in node.inputs], lambda i: self.ints(node, i))
+            except Unknown:
+                if attempt or not self.waiting:
+                    return None
+                self.flush()
+                if not all(self.is_known(value) for value in node.inputs):
+                    return None
+            except (ValueError, IndexError, TypeError, OverflowError):
+                return None  # the operands contradict the op: the runtime will say so when the model is loaded
+        return None
+
+    def shape(self, value: Value | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        size = self.sizes.get(value)
+        if size is not None:
+            return None if isinstance(size, int) else size
+        array = self.content(value)
+        return None if array is None else array.shape
+
+    def ints(self, node: Node, index: int) -> tuple[int, ...]:
+        value = node.input(index)
+        array = None if value is None or value in self.sizes else self.content(value)
+        if array is None or array.size > shape_values.MOST_ELEMENTS:
+            raise Unknown
+        return tuple(int(item) for item in array.reshape(-1))
+
+    def within_budget(self, node: Node, sizes: list[Size]) -> bool:
+        given = sum(self.bytes_of(value) for value in node.inputs if value is not None)
+        wanted = sum(
+            elements(size) * _width(value) for value, size in zip(node.outputs, sizes, strict=True) if value.name
+        )
+        growth = max(0, wanted - given)
+        if wanted <= max(self.settings.max_bytes, given) and self.growth + growth <= self.settings.max_growth:
+            self.growth += growth
+            return True
+        self.result.remarks.append(
+            self.settings.missed(node, f"{node.op} is not folded: its result would take {wanted} bytes")
+        )
+        return False
+
+    def bytes_of(self, value: Value) -> int:
+        size = self.sizes.get(value)
+        if size is not None:
+            return elements(size) * _width(value)
+        array = self.content(value)
+        return 0 if array is None else array.nbytes
+
+    def flush(self) -> None:
+        """Compute what waits, in one session."""
+        if not self.waiting:
+            return
+        nodes, self.waiting, self.sizes = self.waiting, [], {}
+        results, failed = evaluate(nodes, self.content, self.opset)
+        self.arrays.update(results)
+        self.folded += [node for node in nodes if node not in failed]
+        for node, reason in failed.items():
+            self.result.remarks.append(self.settings.missed(node, f"{node.op} is not folded: {reason}"))
+
+    def finish(self) -> None:
+        """Put the results that somebody reads in the place of the nodes."""
+        self.flush()
+        operands: dict[Value, None] = {}
+        for node in reversed(self.folded):
+            for value in node.outputs:
+                if any(use.node is not None for use in value.uses) and value in self.arrays:
+                    _replace(node, value, self.arrays[value])
+            if not any(value.uses for value in node.outputs):
+                operands.update(dict.fromkeys(value for value in node.inputs if value is not None))
+                node.erase()
+                self.result.count("folded-node")
+        for value in operands:
+            if value.is_initializer and not value.uses and not value.is_input and value.graph is not None:
+                value.graph.remove_initializer(value)
+
+
+def _replace(node: Node, value: Value, array: np.ndarray) -> None:
+    name, value.name = value.name, ""
+    constant = add_constant(node, Tensor.of(array), name)
+    constant.name = name
+    constant.range, constant.metadata, constant.doc = value.range, value.metadata, value.doc
+    value.replace_all_uses(constant)
+
+
+def _width(value: Value) -> int:
+    return 8 if value.dtype is None else -(-value.dtype.bits // 8)
