@@ -212,7 +212,7 @@ class _Emitter:
         key = (quant, shape)
         if key not in self.parameters:
             scale = quant.scale_array().reshape(shape)
-            zero = np.ascontiguousarray(quant.zero_point_array().reshape(shape)).astype(quant.dtype.numpy)
+            zero = np.asarray(quant.zero_point_array()).reshape(shape).astype(quant.dtype.numpy)
             self.parameters[key] = (
                 self.graph.add_initializer(f"{value.name}_scale", Tensor.of(np.asarray(scale))),
                 self.graph.add_initializer(f"{value.name}_zero_point", Tensor.of(zero, quant.dtype)),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, str] = {
+    "quantize": "Quantize a float model and measure the result.",
     "opt": "Run passes over a model.",
     "inspect": "Show what a model is made of.",
     "passes": "List the passes and presets, or describe one.",
@@ -68,6 +69,10 @@ def _run(arguments: list[str]) -> int:
         code = _app(called)(arguments or ["--help"], standalone_mode=False, prog_name="qir")
     except typer.Exit as stop:
         return stop.exit_code
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # typer would leave with 1, "a check failed"
+            raise stop.__context__ from None
+        raise
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:

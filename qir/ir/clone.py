@@ -99,6 +99,8 @@ def _clone_use(use: Use, owner: Node | Graph, values: dict[Value, Value]) -> Use
     copy = Use(owner, use.index, value)
     copy._quant = use._quant
     value._uses.link(copy)
+    if (journal := value._state.journal) is not None:  # a body copied within its model captures what is around it
+        journal.record(copy, "inputs", value._uses.unlink, copy)
     return copy
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from qir.ir.attribute import Attribute
-from qir.ir.journal import EditState, journaled
+from qir.ir.journal import EditState, Journaled, journaled
 from qir.ir.linked import LinkedList
 from qir.ir.node import Node, _link_use, _unlink_use
 from qir.ir.provenance import Provenance, merge
@@ -44,16 +44,10 @@ class Graph:
     )
     is_graph: Literal[True] = True
 
-    if TYPE_CHECKING:
-        name: str
-        doc: str
-        extra: bytes | None
-        metadata: Mapping[str, str] | None
-    else:
-        name = journaled("_name")
-        doc = journaled("_doc")
-        extra = journaled("_extra")
-        metadata = journaled("_metadata")
+    name: Journaled[str] = journaled("_name")
+    doc: Journaled[str] = journaled("_doc")
+    extra: Journaled[bytes | None] = journaled("_extra")
+    metadata: Journaled[Mapping[str, str] | None] = journaled("_metadata")
 
     def __init__(self, name: str = "", state: EditState | None = None) -> None:
         self._state = state or EditState()
@@ -269,7 +263,7 @@ class Graph:
 
     def fresh_name(self, hint: str) -> str:
         """A name that no value or node of the whole model has, ``hint`` itself where it is free."""
-        return self._state.fresh_name(hint, self._root()._taken_names)
+        return self._state.fresh_name(hint, self._taken_names)
 
     def sort(self) -> bool:
         """Put the nodes of this graph into topological order, keeping the order where it is right already.
@@ -309,41 +303,49 @@ class Graph:
             self._state.journal.record(self, "interface", setattr, self, "_outputs", self._outputs)
         self._outputs = new
 
-    def _replace_output(self, use: Use, new: Value) -> None:
-        """Let an output use read ``new`` under the old name."""
+    def _replace_output(self, use: Use, new: Value) -> bool:
+        """Let an output use read ``new`` under the old name; False where that is impossible, since an input has it."""
         old = use._value
+        if old.is_input and self.outer is None:
+            return False
         renamable = new.graph is self and not new.is_input and not new.is_output and self.outer is None
         if self.outer is not None:
             # Outputs of a body are taken by position, so no name needs keeping; a captured value needs a node, though.
             if new.graph is not self:
                 new = self.add_node("Identity", [new], types=[new.type], name=None).output
             use.value = new
-            return
+            return True
         name = old.name
         if renamable:
             old.name = self.fresh_name(name)
             new.name = name
             use.value = new
-            return
+            return True
         node = self.add_node("Identity", [new], types=[new.type])
         old.name = self.fresh_name(name)
         node.output.name = name
         use.value = node.output
+        return True
 
     def _attach(self, owner: Node) -> None:
         """Become a body of ``owner``; a graph of another state (made detached) joins the model's."""
+        journal = owner._state.journal
+        if journal is not None:
+            journal.record(self, "owner", setattr, self, "owner", self.owner)
         self.owner = owner
         if self._state is not owner._state:
             _adopt(self, owner._state)
 
-    def _drop_uses(self) -> None:
-        """Unlink every use in this body, because the node around it goes away."""
+    def _drop_uses(self, owner: Node) -> None:
+        """Unlink every use in this body, because ``owner`` gives it up; not if it is another node's by now."""
+        if self.owner is not owner:
+            return
         for node in self._nodes:
             for use in node._uses:
                 if use is not None:
                     _unlink_use(use)
             for body in node.bodies:
-                body._drop_uses()
+                body._drop_uses(node)
         for use in self._outputs:
             _unlink_use(use)
 
@@ -354,8 +356,10 @@ class Graph:
         return graph
 
     def _taken_names(self) -> set[str]:
+        """Of the whole model; of a detached graph, in it and its bodies."""
         names: set[str] = set()
-        for graph in self.graphs():
+        model = self._state.model
+        for graph in self._root().graphs() if model is None else model.graphs():
             names.update(value._name for value in graph.values())
             names.update(node._name for node in graph._nodes)
         return names
@@ -392,14 +396,14 @@ def _restore_initializer(
 
 
 def _adopt(graph: Graph, state: EditState) -> None:
-    if state.names is not None:
-        state.names |= graph._taken_names()
     for inner in graph.graphs():
         inner._state = state
         for value in inner.values():
             value._state = state
+            state.take(value._name)
         for node in inner._nodes:
             node._state = state
+            state.take(node._name)
             for use in node._uses:
                 if use is not None:
                     use._state = state

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 if TYPE_CHECKING:
     from qir.ir.graph import Graph
+    from qir.ir.model import Model
     from qir.ir.node import Node
     from qir.ir.value import Value
 
-__all__ = ["Edit", "EditState", "Journal", "Stale", "journaled"]
+__all__ = ["Edit", "EditState", "Journal", "Journaled", "Stale", "journaled"]
 
 SEMANTIC_EDITS = frozenset({"inputs", "attributes", "const", "op"})
 """Kinds of edits after which a node's outputs, or a constant, may hold other numbers."""
@@ -40,10 +41,12 @@ class Stale(NamedTuple):
 class EditState:
     """What all graphs of one model share: the open journal, and the names that are taken."""
 
-    __slots__ = ("calibrated", "journal", "names", "next_suffix")
+    __slots__ = ("calibrated", "journal", "model", "names", "next_suffix")
 
     def __init__(self) -> None:
         self.journal: Journal | None = None
+        self.model: Model | None = None
+        """None while graphs are detached."""
         self.calibrated = False
         self.names: set[str] | None = None
         self.next_suffix: dict[str, int] = {}
@@ -94,14 +97,18 @@ class Journal:
         return Counter(edit.field for edit in self.edits[since:])
 
     def touched_nodes(self, since: int = 0) -> list[Node]:
-        """Nodes still in a graph that were added, or whose inputs, attributes or op changed; each once, in order."""
+        """Nodes still in a graph that were added, or whose inputs, attributes, op or bodies' outputs changed."""
+        from qir.ir.graph import Graph
         from qir.ir.node import Node
         from qir.ir.value import Use
 
         seen: dict[Node, None] = {}
         for edit in self.edits[since:]:
-            subject = edit.subject
-            node = subject.node if isinstance(subject, Use) else subject
+            node = edit.subject
+            if isinstance(node, Use):
+                node = node._owner
+            if isinstance(node, Graph):
+                node = node.owner  # another output of a body is another result of the node around it
             if isinstance(node, Node) and node.graph is not None and edit.field in _NODE_EDITS:
                 seen[node] = None
         return list(seen)
@@ -129,7 +136,7 @@ class Journal:
         return dropped
 
 
-_NODE_EDITS = SEMANTIC_EDITS | {"node"}
+_NODE_EDITS = SEMANTIC_EDITS | {"node", "interface"}
 
 
 def _results_of_users(value: Value) -> list[Value]:
@@ -147,9 +154,28 @@ def _results_of_users(value: Value) -> list[Value]:
     return results
 
 
-def journaled(slot: str, field: str | None = None) -> Any:
+T = TypeVar("T")
+
+
+class Journaled(Generic[T]):
+    """The type of a field made by ``journaled``, as a type checker sees it: reads and writes a T."""
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Self | T:
+        raise NotImplementedError
+
+    def __set__(self, instance: object, value: T) -> None:
+        raise NotImplementedError
+
+
+def journaled(slot: str) -> Any:
     """A property over the private ``slot`` whose setter records the old content; the getter is as fast as C allows."""
-    field = field or slot.removeprefix("_")
+    field = slot.removeprefix("_")
 
     def set_(self: Any, new: Any) -> None:
         journal = self._state.journal

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from qir.ir.function import Function
 from qir.ir.graph import Graph, _adopt
-from qir.ir.journal import EditState, Journal, journaled
+from qir.ir.journal import EditState, Journal, Journaled, journaled
 from qir.ir.node import Node, OpId
 from qir.ir.value import Value
 
@@ -46,28 +46,16 @@ class Model:
         "_state",
     )
 
-    if TYPE_CHECKING:
-        ir_version: int | None
-        opset_imports: Mapping[str, int]
-        producer_name: str
-        producer_version: str
-        domain: str
-        model_version: int | None
-        doc: str
-        extra: bytes | None
-        metadata: Mapping[str, str] | None
-        functions: Mapping[OpId, Function]
-    else:
-        ir_version = journaled("_ir_version")
-        opset_imports = journaled("_opset_imports")
-        producer_name = journaled("_producer_name")
-        producer_version = journaled("_producer_version")
-        domain = journaled("_domain")
-        model_version = journaled("_model_version")
-        doc = journaled("_doc")
-        extra = journaled("_extra")
-        metadata = journaled("_metadata")
-        functions = journaled("_functions")
+    ir_version: Journaled[int | None] = journaled("_ir_version")
+    opset_imports: Journaled[Mapping[str, int]] = journaled("_opset_imports")
+    producer_name: Journaled[str] = journaled("_producer_name")
+    producer_version: Journaled[str] = journaled("_producer_version")
+    domain: Journaled[str] = journaled("_domain")
+    model_version: Journaled[int | None] = journaled("_model_version")
+    doc: Journaled[str] = journaled("_doc")
+    extra: Journaled[bytes | None] = journaled("_extra")
+    metadata: Journaled[Mapping[str, str] | None] = journaled("_metadata")
+    functions: Journaled[Mapping[OpId, Function]] = journaled("_functions")
 
     def __init__(
         self,
@@ -77,6 +65,7 @@ class Model:
     ) -> None:
         self._graph = graph or Graph()
         self._state: EditState = self._graph._state
+        self._state.model = self
         self._opset_imports: Mapping[str, int] = dict(opset_imports or {})
         self._ir_version = ir_version
         self._producer_name = ""
@@ -98,7 +87,7 @@ class Model:
             raise ValueError(f"function {function.domain}.{function.name} is defined twice")
         if function.graph._state is not self._state:
             _adopt(function.graph, self._state)
-        self.functions = {**self._functions, function.op_id: function}  # type: ignore[misc]  # a property over a slot
+        self.functions = {**self._functions, function.op_id: function}
 
     def opset(self, domain: str = "") -> int | None:
         """The imported version of an operator domain ("" and "ai.onnx" are the same); None where it is not imported."""

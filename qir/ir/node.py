@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qir.ir.attribute import Attribute, AttrKind
-from qir.ir.journal import EditState, journaled
+from qir.ir.journal import EditState, Journaled, journaled
 from qir.ir.linked import Linked
 from qir.ir.provenance import Provenance, flatten
 from qir.ir.value import Use, Value
@@ -54,22 +54,13 @@ class Node(Linked):
     )
     is_graph: Literal[False] = False
 
-    if TYPE_CHECKING:
-        name: str
-        doc: str
-        extra: bytes | None
-        metadata: Mapping[str, str] | None
-        kernel: str | None
-        region: Region | None
-        provenance: Provenance
-    else:
-        name = journaled("_name")
-        doc = journaled("_doc")
-        extra = journaled("_extra")
-        metadata = journaled("_metadata")
-        kernel = journaled("_kernel")
-        region = journaled("_region")
-        provenance = journaled("_provenance")
+    name: Journaled[str] = journaled("_name")
+    doc: Journaled[str] = journaled("_doc")
+    extra: Journaled[bytes | None] = journaled("_extra")
+    metadata: Journaled[Mapping[str, str] | None] = journaled("_metadata")
+    kernel: Journaled[str | None] = journaled("_kernel")
+    region: Journaled[Region | None] = journaled("_region")
+    provenance: Journaled[Provenance] = journaled("_provenance")
 
     def __init__(self, state: EditState, op: str, domain: str = "", overload: str = "", name: str = "") -> None:
         """For the graph's own use: ``Graph.add_node`` makes nodes."""
@@ -222,7 +213,12 @@ class Node(Linked):
         journal = self._state.journal
         if journal is not None:
             journal.record(self, "attributes", setattr, self, "_attributes", self._attributes)
+        old = self.bodies
         self._attributes = new
+        kept = self.bodies if old else ()
+        for body in old:
+            if body not in kept:
+                body._drop_uses(self)
 
     @property
     def bodies(self) -> tuple[Graph, ...]:
@@ -260,7 +256,7 @@ class Node(Linked):
         if graph is None:
             raise ValueError(f"{self.label!r} was erased before")
         for body in self.bodies:
-            body._drop_uses()
+            body._drop_uses(self)
         for index in range(len(self._uses)):
             use = self._uses[index]
             if use is not None:
@@ -278,7 +274,7 @@ class Node(Linked):
 def _link_use(owner: Node | Graph, index: int, value: Value) -> Use:
     use = Use(owner, index, value)
     value._uses.link(use)
-    journal = use._state.journal
+    journal = value._state.journal  # the value's: a detached body that captures it is of no model yet
     if journal is not None:
         journal.record(use, "inputs", value._uses.unlink, use)
     return use
@@ -287,7 +283,7 @@ def _link_use(owner: Node | Graph, index: int, value: Value) -> Use:
 def _unlink_use(use: Use) -> None:
     """Take a use out of its value's list; it keeps naming the value, so that an undo can put it back."""
     value = use._value
-    journal = use._state.journal
+    journal = value._state.journal
     if journal is not None:
         journal.record(use, "unlinked", _relink_use, use, value, use._prev, use._next)
     value._uses.unlink(use)

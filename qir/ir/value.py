@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qir.errors import StaleError
 from qir.ir.interval import Interval
-from qir.ir.journal import EditState, Stale, journaled
+from qir.ir.journal import EditState, Journaled, Stale, journaled
 from qir.ir.linked import Linked, LinkedList
 from qir.ir.quant_types import QuantType, UseQuant, UseQuantMarker
 from qir.ir.tensor import SparseTensor, Tensor
@@ -30,10 +30,7 @@ class Use(Linked):
 
     __slots__ = ("_index", "_owner", "_quant", "_state", "_value")
 
-    if TYPE_CHECKING:
-        quant: UseQuant
-    else:
-        quant = journaled("_quant")
+    quant: Journaled[UseQuant] = journaled("_quant")
 
     def __init__(self, owner: Node | Graph, index: int, value: Value) -> None:
         self._owner = owner
@@ -53,7 +50,7 @@ class Use(Linked):
         old = self._value
         if new is old:
             return
-        journal = self._state.journal
+        journal = new._state.journal
         if journal is not None:
             journal.record(self, "inputs", _restore_use, self, old, self._prev, self._next)
         old._uses.unlink(self)
@@ -124,27 +121,16 @@ class Value(Linked):
         "_uses",
     )
 
-    if TYPE_CHECKING:
-        type: Type | None
-        doc: str
-        extra: bytes | None
-        metadata: Mapping[str, str] | None
-        range: Interval | None
-        quant: QuantType | None
-        frozen: bool
-        const: Tensor | SparseTensor | None
-        annotation: tuple[tuple[str, str], ...]
-        """ONNX's quantization_annotation of this tensor: pairs of (parameter, name of the tensor that holds it)."""
-    else:
-        type = journaled("_type")
-        doc = journaled("_doc")
-        extra = journaled("_extra")
-        metadata = journaled("_metadata")
-        range = journaled("_range")
-        quant = journaled("_quant")
-        frozen = journaled("_frozen")
-        const = journaled("_const")
-        annotation = journaled("_annotation")
+    type: Journaled[Type | None] = journaled("_type")
+    doc: Journaled[str] = journaled("_doc")
+    extra: Journaled[bytes | None] = journaled("_extra")
+    metadata: Journaled[Mapping[str, str] | None] = journaled("_metadata")
+    range: Journaled[Interval | None] = journaled("_range")
+    quant: Journaled[QuantType | None] = journaled("_quant")
+    frozen: Journaled[bool] = journaled("_frozen")
+    const: Journaled[Tensor | SparseTensor | None] = journaled("_const")
+    annotation: Journaled[tuple[tuple[str, str], ...]] = journaled("_annotation")
+    """ONNX's quantization_annotation of this tensor: pairs of (parameter, name of the tensor that holds it)."""
 
     def __init__(self, state: EditState, name: str, type_: Type | None = None) -> None:
         """For the graph's own use: values are made by ``Graph.add_node``, ``add_input`` and ``add_initializer``."""
@@ -266,7 +252,8 @@ class Value(Linked):
         """Let every use (that ``where`` accepts) read ``new``; returns how many were moved. O(1) a use.
 
         A graph output keeps its name: ``new`` takes it over where it may be renamed (it is made in that graph and is
-        no input or output of it), else an Identity is put between. Types are left to ``new``.
+        no input or output of it), else an Identity is put between. Only where this value is an input and an output of
+        the main graph, that output stays. Types are left to ``new``.
         """
         if new is self:
             return 0
@@ -274,10 +261,10 @@ class Value(Linked):
         for use in list(self._uses):  # a snapshot: moving a use links it into the other value's list
             if where is not None and not where(use):
                 continue
-            if use._owner.is_graph:
-                use._owner._replace_output(use, new)
-            else:
+            if not use._owner.is_graph:
                 use.value = new
+            elif not use._owner._replace_output(use, new):
+                continue
             moved += 1
         return moved
 

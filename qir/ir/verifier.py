@@ -1,8 +1,8 @@
 """The structural verifier: the rules that every model obeys between passes, whatever its operators mean.
 
 Checked, in one linear walk: each operand is defined before its use, in its graph or one around it; names are unique
-along a chain of scopes; use lists and operands agree both ways; nodes, results, bodies, inputs, outputs and initializers
-point back at what holds them; the lists' links are whole; constants have their value's type; quantization
+along a chain of scopes; use lists and operands agree both ways; nodes, results, bodies, inputs, outputs and
+initializers point back at what holds them; the lists' links are whole; constants have their value's type; quantization
 annotations name operands and axes that exist. What operators demand is checked by the schema verifier in ``qir.ops``.
 """
 

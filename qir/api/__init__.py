@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qir.pipeline import (
     Effect,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import os
 
     from qir.ir import Model
+    from qir.report.quantization import QuantizationReport
 
 __all__ = [
     "Effect",
@@ -36,6 +37,7 @@ __all__ = [
     "RemarkKind",
     "Verdict",
     "load",
+    "quantize",
     "save",
 ]
 
@@ -63,8 +65,8 @@ def save(
 
     ``external_data`` puts weights of at least ``external_threshold`` bytes into ``PATH.data``; None decides as the
     model was loaded and as its size demands. ``strip_provenance`` leaves out which source node each node came from.
-    Raises OutputError where the path cannot be written, and UnsupportedError where quantization annotations are left that no
-    emit pass has turned into nodes.
+    Raises OutputError where the path cannot be written, and where quantization annotations are left that no emit pass
+    has turned into nodes.
     """
     from qir.codegen import save as save_file
 
@@ -75,3 +77,17 @@ def save(
         external_threshold=external_threshold,
         strip_provenance=strip_provenance,
     )
+
+
+def quantize(
+    model: str | os.PathLike[str] | Model,
+    output: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> QuantizationReport:
+    """Quantize a float model, write it to ``output`` and measure it: see ``qir.api.quantizing.quantize`` for all options.
+
+    ``calibration=`` is required: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds ...
+    """
+    from qir.api.quantizing import quantize as run
+
+    return run(model, output, **options)

@@ -1,0 +1,181 @@
+"""The one-call quantizer: load, compile, save, measure, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qir.calibration.data import DataSource, hold_out, open_data
+from qir.calibration.specs import input_specs
+from qir.codegen import runnable, save
+from qir.errors import DataError, OutputError, UnsupportedError
+from qir.frontend import load
+from qir.ir import Model
+from qir.passes.calibrate import Calibrate
+from qir.passes.quantize import Quantize
+from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress
+from qir.quant.detect import first_quantized_node
+from qir.report.quantization import QuantizationReport
+from qir.runtime.latency import LatencyComparison, compare_latency
+from qir.runtime.session import PLAIN, OrtRunner
+from qir.runtime.specs import Model as Serialized
+from qir.targets.audit import audit
+from qir.validation.golden import GoldenSet, check_against, open_golden
+
+__all__ = ["quantize"]
+
+_LATENCY_SAMPLES = 8
+
+
+def quantize(
+    model: str | os.PathLike[str] | Model,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibration: Any,
+    golden: Any = None,
+    preset: str = "int8",
+    target: str = "ort-cpu",
+    keep_float: Sequence[str] = (),
+    recipe: str | os.PathLike[str] | None = None,
+    min_sqnr: float | None = None,
+    latency_seconds: float = 2.0,
+    progress: Progress | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> QuantizationReport:
+    """Quantize a float model, write it to ``output`` and measure it against the float model.
+
+    ``calibration`` and ``golden``: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds, a function that
+    returns one, or a ``CalibrationDataReader``. Without ``golden``, of 16 calibration samples or more every 8th is kept
+    out of calibration and measured on. ``preset``: a pipeline by name. ``keep_float``: names, globs or operators that
+    stay float; ``recipe``: a TOML file of such choices. ``min_sqnr`` in dB: below it the report says so and nothing is
+    written. ``latency_seconds`` 0 leaves the timing out.
+
+    Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
+    written then.
+    """
+    output = None if output is None else Path(output)
+    if output is not None:
+        _check_writable(output)
+    source = model if isinstance(model, Model) else load(model)
+    quantized = first_quantized_node(source)
+    if quantized is not None:
+        raise UnsupportedError(
+            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model it was made from"
+        )
+    pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe)
+    specs = input_specs(source)
+    calibration_data, held_out = open_data(calibration, specs), None
+    if golden is None:
+        calibration_data, held_out = hold_out(calibration_data)
+    if any(isinstance(pass_, Calibrate) for pass_ in pipeline.passes) and calibration_data.count == 0:
+        raise DataError(f"{calibration_data.name}: holds no sample, give at least one")
+    watch = progress or NoProgress()
+    result = pipeline.run(
+        source,
+        calibration=calibration_data,
+        target=target,
+        reference=source,
+        progress=watch,
+        instruments=instruments,
+    )
+    with runnable(source) as float_model, runnable(result.model) as int_model:
+        golden_set, measured_on = _check_set(golden, held_out, calibration_data, float_model)
+        watch.start("validating", None)
+        accuracy = check_against(golden_set, OrtRunner(int_model), OrtRunner(float_model))
+        plain = check_against(golden_set, OrtRunner(int_model, PLAIN), OrtRunner(float_model))
+        watch.finish()
+        latency = _latency(float_model, int_model, golden_set, latency_seconds)
+        executed = audit(result.model, int_model)
+    report = QuantizationReport(
+        source=model.graph.name or "model" if isinstance(model, Model) else os.fspath(model),
+        output=None if output is None else os.fspath(output),
+        preset=preset,
+        target=target,
+        compilation=result,
+        accuracy=accuracy,
+        accuracy_plain=plain,
+        measured_on=f"{accuracy.samples} {measured_on}",
+        calibration_samples=calibration_data.count or 0,
+        size_before=_size(source),
+        size_after=_size(result.model),
+        executed_integer=dict(sorted(executed.integer.items())),
+        executed_float=dict(sorted(executed.float_heavy.items())),
+        latency=latency,
+        min_sqnr=min_sqnr,
+        versions=_versions(),
+    )
+    if output is not None:
+        if report.passed:
+            save(result.model, output)
+        else:
+            report.output = None
+    return report
+
+
+def _with_options(pipeline: Pipeline, keep_float: Sequence[str], recipe: str | os.PathLike[str] | None) -> Pipeline:
+    """The same pipeline with the user's choices in its quantize pass."""
+
+    def adapt(pass_: Pass) -> Pass:
+        if not isinstance(pass_, Quantize):
+            return pass_
+        return replace(
+            pass_,
+            keep_float=(*pass_.keep_float, *keep_float),
+            recipe=pass_.recipe if recipe is None else os.fspath(recipe),
+        )
+
+    return Pipeline([adapt(pass_) for pass_ in pipeline.passes])
+
+
+def _check_set(
+    golden: Any, held_out: DataSource | None, calibration: DataSource, float_model: Serialized
+) -> tuple[GoldenSet, str]:
+    """What is measured on, and how the report calls it."""
+    if golden is not None:
+        runner = OrtRunner(float_model)
+        opened = open_golden(golden, runner.inputs, runner.outputs)
+        return opened, f"golden samples of {opened.name}"
+    if held_out is not None:
+        return GoldenSet(held_out, ()), "samples kept out of calibration"
+    return GoldenSet(calibration, ()), "calibration samples: too few to keep any out, so this is optimistic"
+
+
+def _latency(
+    float_model: Serialized, int_model: Serialized, samples: GoldenSet, seconds: float
+) -> LatencyComparison | None:
+    if seconds <= 0:
+        return None
+    feeds = [case.feed for case in islice(samples, _LATENCY_SAMPLES)]
+    return compare_latency(float_model, int_model, feeds, threads=1, seconds=seconds)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that the result has nowhere to go."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{str(path)!r} is a folder: name a file to write")
+    if not folder.is_dir():
+        raise OutputError(f"{str(path)!r} cannot be written: there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"{str(path)!r} cannot be written: permission denied")
+
+
+def _size(model: Model) -> int:
+    """Bytes of the model in files, external data included."""
+    from qir.codegen.exporter import model_message
+
+    return model_message(model).size
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    from qir import __version__
+
+    packages: Iterable[str] = ("onnx", "onnxruntime", "numpy")
+    return {"qir": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}

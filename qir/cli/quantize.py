@@ -1,0 +1,69 @@
+"""`qir quantize`: a float model in, a validated int8 model and a report out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qir.cli.options import JsonFlag, print_json
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)],
+    calib: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Inputs to calibrate on: .npz (key = input, row = sample), or a folder."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where to write the quantized model.")],
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Samples to measure on, with outputs and labels where they are known."),
+    ] = None,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="Pipeline to run; 'qir passes' lists them.")] = "int8",
+    target: Annotated[str, typer.Option(metavar="NAME", help="Runtime to compile for.")] = "ort-cpu",
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Nodes that stay float: a name, a glob, an operator (may be repeated)."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Choices per node: [[node]] match=... precision=...")
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(metavar="DB", help="Write nothing and exit 1 where an output is worse than this.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Quantize a model and measure the result.
+
+    Example: [bold]qir quantize model.onnx --calib samples.npz -o model.int8.onnx[/bold]
+
+    Exit 0: written. 1: worse than --min-sqnr, nothing written. 2: bad input, nothing written.
+    """
+    from qir.api.quantizing import quantize as run
+    from qir.pipeline.progress import progress_bar
+
+    with progress_bar(sys.stderr) as (progress, bars):
+        report = run(
+            model,
+            output,
+            calibration=calib,
+            golden=golden,
+            preset=preset,
+            target=target,
+            keep_float=keep_float or (),
+            recipe=recipe,
+            min_sqnr=min_sqnr,
+            progress=progress,
+            instruments=bars,
+        )
+    if json:
+        print_json(report.to_json())
+    else:
+        typer.echo(str(report))
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What a quantization did, for people and programs."""

@@ -1,0 +1,173 @@
+"""The result of one quantization: size, accuracy, speed, what runs on integers, what stayed float and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qir.pipeline import PipelineResult, Remark, RemarkKind
+from qir.pipeline.remarks import remark_to_json
+from qir.runtime.latency import LatencyComparison
+from qir.validation.metrics import Comparison, finite_db
+
+__all__ = ["QuantizationReport"]
+
+_SHOWN_REMARKS = 12
+
+
+@dataclass(slots=True)
+class QuantizationReport:
+    """What ``qir.quantize`` returns; ``str`` gives the text that the command line prints.
+
+    ``accuracy`` holds the emitted model against the float model with the runtime's optimisations on,
+    ``accuracy_plain`` with them off; ``measured_on`` says on which samples. ``latency`` is float against emitted, one
+    thread, interleaved; None where it was not asked for. ``executed`` counts the nodes that the runtime runs on
+    integers and the heavy ones that it runs in float, by op.
+    """
+
+    source: str
+    output: str | None
+    preset: str
+    target: str
+    compilation: PipelineResult
+    accuracy: Comparison
+    accuracy_plain: Comparison
+    measured_on: str
+    calibration_samples: int
+    size_before: int
+    size_after: int
+    executed_integer: Mapping[str, int]
+    executed_float: Mapping[str, int]
+    latency: LatencyComparison | None = None
+    min_sqnr: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the first float output, in dB; inf where it equals the float model's."""
+        return self.accuracy.sqnr_db
+
+    @property
+    def passed(self) -> bool:
+        """The worst output reaches ``min_sqnr``, with optimisations on and off; true where no threshold was given."""
+        if self.min_sqnr is None:
+            return True
+        return min(self.accuracy.sqnr_min_db, self.accuracy_plain.sqnr_min_db) >= self.min_sqnr
+
+    @property
+    def remarks(self) -> list[Remark]:
+        return self.compilation.remarks
+
+    @property
+    def kept_float(self) -> list[Remark]:
+        """Why nodes of the user's model did not become integers."""
+        return [remark for remark in self.remarks if remark.kind is RemarkKind.MISSED and remark.pass_name in _DECIDING]
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``; the schema is stable: keys are added, never changed."""
+        return {
+            "source": self.source,
+            "output": self.output,
+            "preset": self.preset,
+            "target": self.target,
+            "passed": self.passed,
+            "min_sqnr": self.min_sqnr,
+            "sqnr_db": finite_db(self.accuracy.sqnr_db),
+            "sqnr_min_db": finite_db(self.accuracy.sqnr_min_db),
+            "agreement": self.accuracy.agreement,
+            "measured_on": self.measured_on,
+            "calibration_samples": self.calibration_samples,
+            "size": {
+                "before": self.size_before,
+                "after": self.size_after,
+                "ratio": self.size_after / max(self.size_before, 1),
+            },
+            "latency": None
+            if self.latency is None
+            else {
+                "float_ms": self.latency.a_ms,
+                "quantized_ms": self.latency.b_ms,
+                "ratio": self.latency.ratio,
+                "low": self.latency.low,
+                "high": self.latency.high,
+            },
+            "accuracy": self.accuracy.as_dict(),
+            "accuracy_optimizations_off": self.accuracy_plain.as_dict(),
+            "executed_integer": dict(self.executed_integer),
+            "executed_float": dict(self.executed_float),
+            "pipeline": self.compilation.pipeline,
+            "passes": [report.to_json() for report in self.compilation.passes],
+            "remarks": [remark_to_json(remark) for remark in self.remarks],
+            "versions": dict(self.versions),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*self._headline(), *self._outputs(), *self._execution(), *self._why_float()])
+
+    def _headline(self) -> list[str]:
+        ratio = self.size_before / max(self.size_after, 1)
+        lines = [
+            f"{self.source} -> {self.output or 'nothing written'}  ({self.preset} for {self.target})",
+            f"  size      {_bytes(self.size_before)} -> {_bytes(self.size_after)}  ({ratio:.2f}x smaller)",
+        ]
+        if self.latency is not None:
+            verdict = "faster" if self.latency.ratio >= 1 else "of float's speed: SLOWER"
+            lines.append(
+                f"  latency   {self.latency.a_ms:.3f} -> {self.latency.b_ms:.3f} ms, one thread  "
+                f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to {self.latency.high:.2f})"
+            )
+        lines.append(f"  accuracy  measured on {self.measured_on}")
+        return lines
+
+    def _outputs(self) -> list[str]:
+        lines = []
+        width = max((len(name) for name in self.accuracy.outputs), default=0)
+        for name, metrics in self.accuracy.outputs.items():
+            agreement = "" if metrics.agreement is None else f", {metrics.agreement:.2%} same decisions"
+            if metrics.is_float or metrics.shape_mismatches:
+                plain = self.accuracy_plain.outputs[name].sqnr_db
+                lines.append(
+                    f"    {name:{width}}  {metrics.sqnr_db:6.2f} dB SQNR ({plain:.2f} with optimisations off), "
+                    f"cosine {metrics.cosine:.5f}, max error {metrics.max_abs:.4g}{agreement}"
+                )
+            else:
+                lines.append(f"    {name:{width}}  {(agreement or ', no numbers to compare')[2:]}")
+        if self.accuracy.task_output is not None:
+            before, after = self.accuracy.reference_task.accuracy, self.accuracy.task.accuracy
+            lines.append(f"    labels: accuracy {before:.2%} -> {after:.2%} on {self.accuracy.task.count} decisions")
+        if self.min_sqnr is not None:
+            worst = min(self.accuracy.sqnr_min_db, self.accuracy_plain.sqnr_min_db)
+            verdict = "reached" if self.passed else "NOT REACHED"
+            lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: the worst output has {worst:.2f} dB")
+        return lines
+
+    def _execution(self) -> list[str]:
+        integer = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_integer.items())
+        heavy = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_float.items())
+        return [f"  integers  {integer or 'none'}", f"  float     {heavy or 'nothing heavy'}"]
+
+    def _why_float(self) -> list[str]:
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for remark in self.kept_float:
+            grouped.setdefault((remark.pass_name, remark.message), []).append(remark.subject)
+        lines = []
+        for (_, message), subjects in list(grouped.items())[:_SHOWN_REMARKS]:
+            named = ", ".join(repr(subject) for subject in subjects[:3] if subject)
+            more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
+            lines.append(f"    {message}{': ' if named else ''}{named}{more}")
+        if len(grouped) > _SHOWN_REMARKS:
+            lines.append(f"    ... and {len(grouped) - _SHOWN_REMARKS} more reasons (--json lists all)")
+        return ["  stays float, and why", *lines] if lines else []
+
+
+_DECIDING = frozenset({"quantize", "rescue", "place", "calibrate"})
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
