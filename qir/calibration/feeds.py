@@ -76,6 +76,8 @@ def fit(value: Any, spec: InputSpec, where: str) -> Any:
         array = np.asarray(value)
     except ValueError as error:
         raise DataError(f"{where}: input '{spec.name}' is no array: {error}") from error
+    if spec.shape == () and array.shape == (1,):  # the runtime takes either for a scalar; a graph that reshapes may not
+        array = array.reshape(())
     check_shape(array.shape, spec, where)
     check_dtype(array.dtype, spec, where)
     check_finite(array, spec.name, where)

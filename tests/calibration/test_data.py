@@ -237,6 +237,13 @@ def test_other_element_types_are_refused_by_name(value: np.ndarray, dtype: Any, 
         fit(value, InputSpec("x", np.dtype(dtype), (2,)), "s")
 
 
+def test_one_number_in_an_axis_of_its_own_is_a_scalar() -> None:
+    spec = InputSpec("sr", np.dtype(np.int64), ())
+    assert [feed["sr"].shape for feed in open_data([{"sr": np.array([16000])}, {"sr": 16000}], [spec])] == [(), ()]
+    with pytest.raises(DataError, match=r"has shape \[2\], the model wants \[\]"):
+        list(open_data([{"sr": np.array([1, 2])}], [spec]))
+
+
 def test_every_onnx_element_type_has_a_family() -> None:
     assert {family(dtype) for dtype in DTYPES.values()} == {"float", "int", "bool", "string", "complex"}
 
