@@ -35,8 +35,14 @@ def _field_difference(a: Message, b: Message, path: str, skip: frozenset[str]) -
     for name, value in ours.items():
         if found := _value_difference(value, theirs[name], f"{path}.{name}"):
             return found
-    unknown = [[(f.field_number, f.wire_type, str(f.data)) for f in UnknownFieldSet(message)] for message in (a, b)]
-    return None if unknown[0] == unknown[1] else f"{path}: unknown fields {unknown[0]} and {unknown[1]}"
+    if (first := _unknown(UnknownFieldSet(a))) != (second := _unknown(UnknownFieldSet(b))):
+        return f"{path}: unknown fields {first} and {second}"
+    return None
+
+
+def _unknown(fields: Any) -> list[Any]:
+    """Unknown fields as comparable data; groups (wire type 3) nest."""
+    return [(f.field_number, f.wire_type, _unknown(f.data) if f.wire_type == 3 else f.data) for f in fields]
 
 
 def _value_difference(a: Any, b: Any, path: str) -> str | None:

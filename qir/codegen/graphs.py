@@ -240,7 +240,7 @@ def _annotation_fields(graph: Graph, verbatim: list[bytes], values: list[Value])
     wanted = {value.name: dict(value.annotation) for value in values}
     if verbatim:
         names = {value.name for value in graph.values()}
-        stated = {name: pairs for name, pairs in annotations_of(verbatim).items() if name in names}
+        stated = {name: pairs for name, pairs in annotations_of(verbatim).items() if pairs and name in names}
         if stated == wanted:
             return b"".join([bytes_field(14, entry) for entry in verbatim])
     made = []

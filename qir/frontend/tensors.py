@@ -116,8 +116,7 @@ def _typed_data(proto: TensorProto, dtype: DType, dims: tuple[int, ...], name: s
     """The typed fields (float_data ...) as an array, or as packed bytes where they hold those (onnx.proto)."""
     match dtype:
         case DType.STRING:
-            array = np.empty(len(proto.string_data), object)
-            array[:] = list(proto.string_data)
+            array = np.fromiter(proto.string_data, object, len(proto.string_data))
         case DType.FLOAT | DType.COMPLEX64:
             array = np.array(proto.float_data, np.float32).view(dtype.numpy)
         case DType.DOUBLE | DType.COMPLEX128:
