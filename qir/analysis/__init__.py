@@ -1,0 +1,1 @@
+"""Facts about a float graph: value ranges, liveness, cost."""
