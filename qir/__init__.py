@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import RemarkKind as RemarkKind
     from qir.api import Verdict as Verdict
     from qir.api import load as load
+    from qir.api import quantize as quantize
     from qir.api import save as save
     from qir.errors import QirError as QirError
 
