@@ -86,7 +86,7 @@ class ExternalFiles:
                 raise ModelError(f"external data {str(path)!r} of tensor {tensor!r} is no regular file")
             if not self._allow_outside:
                 self._check_inside(tensor, location, real, status)
-            return ExternalFile(real), status.st_size
+            return _mapped(tensor, real)
         raise ModelError(
             f"external data file {str(self._folders[0] / location)!r} of tensor {tensor!r} is missing: "
             "put it beside the model"
@@ -111,6 +111,18 @@ class ExternalFiles:
                     f"external data {location!r} of tensor {tensor!r} has a hard link outside of the model's folder: "
                     f"copy the file, or, {_REMEDY}"
                 )
+
+
+def _mapped(tensor: str, path: Path) -> tuple[ExternalFile, int]:
+    """The file and its size. It is mapped now, so that the model outlives the file's replacement, as by a save."""
+    file = ExternalFile(path)
+    try:
+        return file, len(file.view())
+    except OSError as error:
+        raise ModelError(
+            f"external data file {str(path)!r} of tensor {tensor!r} cannot be read ({error.strerror}): "
+            "check its permissions"
+        ) from error
 
 
 def _number(tensor: str, entries: Mapping[str, str], key: str, default: int) -> int:

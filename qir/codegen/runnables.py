@@ -9,12 +9,12 @@ from pathlib import Path
 
 from qir.codegen.exporter import model_message
 from qir.codegen.graphs import Annotations
-from qir.codegen.save import save
+from qir.codegen.saving import save
 from qir.ir import Model
 
 __all__ = ["runnable"]
 
-_MOST_IN_MEMORY = 1 << 30
+MOST_IN_MEMORY = 1 << 30
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def runnable(model: Model, *, annotations: Annotations = "error") -> Iterator[by
     does.
     """
     message = model_message(model, annotations=annotations)
-    if message.size <= _MOST_IN_MEMORY:
+    if message.size <= MOST_IN_MEMORY:
         yield message.to_bytes()
         return
     del message

@@ -68,7 +68,7 @@ def _wants_external(model: Model) -> bool:
         if value.const.location is not None:
             return True
         inside += value.const.nbytes
-    return inside > MOST_BYTES - (64 << 20)
+    return inside > MOST_BYTES - MOST_BYTES // 32
 
 
 class _Weight(Value):
