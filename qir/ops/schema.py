@@ -217,7 +217,9 @@ def _attribute_of(spec: onnx.defs.OpSchema.Attribute) -> AttributeSpec:
             default = default.decode()
         elif not isinstance(default, int | float):
             default = tuple(v.decode() if isinstance(v, bytes) else v for v in default)
-    return AttributeSpec(spec.name, AttrKind[str(spec.type).rpartition(".")[2]], spec.required, default)
+    return AttributeSpec(
+        spec.name, AttrKind[str(spec.type).rpartition(".")[2].removesuffix("_PROTO")], spec.required, default
+    )
 
 
 def _from_contrib(name: str, op: ContribOp) -> OpSchema:

@@ -370,7 +370,7 @@ class _Run:
         """Write what changed to the values."""
         for value, type_ in self.types.items():
             if type_ is not value._type and type_ != value._type:
-                value.type = type_  # type: ignore[misc]  # a property over a slot
+                value.type = type_
                 self.report.changed += 1
 
 
