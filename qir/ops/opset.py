@@ -142,6 +142,10 @@ def _convert_node(model: Model, node: Node, version: int, to: int, conversion: C
         conversion.nodes.append(node)
 
 
+def _form(node: Node) -> tuple[Any, ...]:
+    return node.op, node.inputs, tuple(node.attributes.items())
+
+
 @cache
 def steps(op: str, version: int, to: int) -> tuple[Step, ...]:
     """What an op needs from opset ``version`` up to ``to``, in order."""

@@ -84,14 +84,15 @@ class _Run:
         """The schema that the node's form obeys; None for an op of an unknown domain."""
         schema = schema_of(node, self.model)
         if schema is None:
-            return self.no_schema(node)
+            self.check_opaque(node)
+            return None
         if schema.deprecated:
             raise _error(node, f"{node.op} is deprecated in opset {self.model.opset(node.domain)}, run 'convert-opset'")
         self.check_arity(node, schema)
         self.check_attributes(node, schema)
         return schema
 
-    def no_schema(self, node: Node) -> None:
+    def check_opaque(self, node: Node) -> None:
         if not known_domain(node.domain) or node.domain == "com.microsoft":
             # The table of onnxruntime's ops holds those that the compiler knows, not all.
             return
@@ -183,4 +184,6 @@ def _type_text(type_: Type | None) -> str | None:
             return None
 
 
-_TENSOR_TEXTS = {dtype: f"tensor({dtype.name.lower()})" for dtype in DType if dtype is not DType.UNDEFINED}
+_TENSOR_TEXTS: dict[DType, str] = {
+    dtype: f"tensor({dtype.name.lower()})" for dtype in DType if dtype is not DType.UNDEFINED
+}
