@@ -23,7 +23,7 @@ from qir.ir.parse_atoms import (
     parse_use_quant,
 )
 from qir.ir.parse_attributes import AttributeReader
-from qir.ir.printer import recordable
+from qir.ir.printer import default_source, recordable
 from qir.ir.provenance import Provenance
 from qir.ir.quant_types import UseQuantMarker
 from qir.ir.tensor import Tensor
@@ -272,8 +272,10 @@ class _Parser:
             uses.append(self._operand(scope, node, len(uses)))
         if at.text == "{" and at.kind == Kind.PUNCTUATION:
             self._attributes(scope, node)
+        clauses: dict[str, Any] = {}
         if at.kind == Kind.WORD:
-            self._node_clauses(node)
+            self._node_clauses(node, clauses)
+        node._provenance = clauses["from"] if "from" in clauses else default_source(node)
         graph._nodes.link(node)
 
     def _result(self, scope: _Scope) -> Value:
@@ -319,13 +321,11 @@ class _Parser:
             self.at.fail(f"the constant of @{name} needs a type with known sizes", position)
         return self.tensors.content(type_.dtype, shape, name, keep_name=False)
 
-    def _node_clauses(self, node: Node) -> None:
-        clauses: dict[str, Any] = {}
+    def _node_clauses(self, node: Node, clauses: dict[str, Any]) -> None:
         self._clauses(clauses, self.node_clauses, ends=("recorded", "_"))
         node._kernel = clauses.get("kernel")
         node._region = clauses.get("role")
         node._name = clauses.get("name", "")
-        node._provenance = clauses.get("from", node._name or ())
         _set_notes(node, clauses)
 
     def _region(self) -> Region:

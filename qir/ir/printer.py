@@ -35,8 +35,8 @@ or ``0xHEX`` (packed bytes), with its own type in front where the value's differ
 ``{name="", doc="", meta={}, extra=""}``. The tensor of an initializer has no name of its own.
 
 *Nodes*: ``results = domain.Op:overload(operands) {attributes}`` and then, where set, ``kernel= role=NAME#NUMBER name=
-from= doc= meta= extra=``. A missing ``from`` means the node's own name; ``from=none``: made by the compiler. An
-operand's own quantization follows behind `` : ``; ``float`` bypasses the quantizer.
+from= doc= meta= extra=``. A missing ``from`` means the node's own name, or its first result's where it has
+none; ``from=none``: made by the compiler. An operand's own quantization follows behind `` : ``; ``float`` bypasses the quantizer.
 
 *Attributes*: int, float, string, ``f32[2] [1, 2]``, ``type f32[N]``, ``graph (...) -> (...) {...}``,
 ``sparse[...](...)``, lists of one of these in brackets; an empty list names its kind: ``ints[]``. ``@name : kind``
@@ -68,13 +68,22 @@ from qir.ir.print_atoms import (
     tensor_text,
     type_text,
 )
-from qir.ir.provenance import flatten
+from qir.ir.provenance import Provenance, flatten
 from qir.ir.quant_types import UseQuantMarker
 from qir.ir.tensor import SparseTensor, Tensor
 from qir.ir.types import TensorType, Type
 from qir.ir.value import Use, Value
 
-__all__ = ["print_graph", "print_model", "print_node", "print_signature", "print_value", "recordable", "stored_tensors"]
+__all__ = [
+    "default_source",
+    "print_graph",
+    "print_model",
+    "print_node",
+    "print_signature",
+    "print_value",
+    "recordable",
+    "stored_tensors",
+]
 
 _INDENT = "  "
 _LINE_WIDTH = 110
@@ -307,12 +316,17 @@ def _node_lines(node: Node, indent: str, brief: bool) -> list[str]:
         lines[-1] += f" role={word(node._region.role)}#{node._region.number}"
     if node._name:
         lines[-1] += f" name={quote(node._name)}"
-    if node._provenance != node._name and (node._provenance != () or node._name):
+    if node._provenance != default_source(node):
         lines[-1] += f" from={_sources(node, brief)}"
     notes = _notes(node, brief)
     if notes:
         lines[-1] += " " + " ".join(notes)
     return lines
+
+
+def default_source(node: Node) -> Provenance:
+    """What a missing ``from`` means: what the importer calls the node."""
+    return node._name or (node._outputs[0]._name if node._outputs else "") or ()
 
 
 def _sources(node: Node, brief: bool) -> str:
