@@ -51,13 +51,16 @@ class DataSource:
         self._checker = FeedChecker(specs)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        index = -1
         for index, feed in enumerate(self._feeds()):
             if self._keep is None or self._keep(index):
                 yield self._checker.check(feed, f"{self.name}, sample {index}")
+        if self._total is None:
+            self._total = index + 1
 
     @property
     def count(self) -> int | None:
-        """How many feeds there are, None where only walking over them tells."""
+        """How many feeds there are; None where only a walk over all of them tells and there was none yet."""
         if self._total is None or self._keep is None:
             return self._total
         return sum(map(self._keep, range(self._total)))
@@ -93,9 +96,10 @@ def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
 
     A source of unknown length is walked over once to count it.
     """
-    total = source.count
-    if total is None:
-        total = sum(1 for _ in source)
+    if source.count is None:
+        for _ in source:
+            pass
+    total = len(source)
     if total < HELD_OUT_FROM:
         return source, None
 

@@ -61,10 +61,12 @@ def generator() -> Iterator[dict[str, np.ndarray]]:
 def test_python_sources_can_be_walked_over_again(source: object, count: int | None) -> None:
     data = open_data(source, [SPEC])
     assert data.count == count
-    assert seen(data) == seen(data) == [0, 1, 2]
     if count is None:
         with pytest.raises(TypeError, match="not known before"):
             len(data)
+    assert seen(data) == seen(data) == [0, 1, 2]
+    if count is None:
+        assert len(data) == 3 and len(data.take(2)) == 2
 
 
 def test_a_one_shot_source_survives_a_walk_that_stopped_early() -> None:
@@ -277,6 +279,7 @@ def test_every_eighth_of_sixteen_or_more_is_kept_out(count: int) -> None:
 def test_a_split_of_unknown_length_counts_and_keeps_labels_aligned() -> None:
     inside, outside = hold_out(open_data(iter(feeds(17)), [SPEC]))
     assert outside is not None and seen(outside) == [7, 15] and len(seen(inside)) == 15
+    assert len(outside) == 2 and len(inside) == 15
     stacked = {"x": np.repeat(np.arange(16, dtype=np.float32)[:, None], 2, 1), "labels": np.arange(16)}
     inside, outside = hold_out(open_data(stacked, [SPEC]))
     assert outside is not None and [int(label) for label in outside.labels or []] == [7, 15]
