@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qir.codegen import runnable
-from qir.ir import Model, Node, UseQuantMarker, Value
+from qir.ir import Model, Node, StaticQuant, UseQuantMarker, Value
 from qir.passes.emit_qdq import EmitQdq
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
+from qir.targets import Target
 from qir.targets.audit import Audit, audit
+from qir.targets.regions import merged_result
 
 __all__ = ["Place", "dequantize_node"]
 
@@ -30,7 +33,7 @@ class Place(Pass):
     """
 
     name: ClassVar[str] = "place"
-    effect: ClassVar[Effect] = Effect.ANALYSIS
+    effect: ClassVar[Effect] = Effect.EXACT
     keeps_observed: ClassVar[bool] = True
 
     max_rounds: int = 3
@@ -38,6 +41,7 @@ class Place(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError where the runtime refuses the emitted model."""
         result = PassResult()
+        target = load_target(ctx.target)
         if not any(node.kernel == "integer" for node in model.graph.nodes):
             return result
         for _ in range(self.max_rounds):
@@ -52,6 +56,10 @@ class Place(Pass):
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {island.reason}"))
         else:
             found, _ = _audit_copy(model, ctx)
+        for node in list(model.graph.nodes):
+            if _raise_barrier(node, target):
+                result.count("barriers")
+                result.changed = True
         for op, count in sorted((found.integer + found.float_heavy + found.quantizers).items()):
             result.count(op, count)
         return result
@@ -63,6 +71,27 @@ def _audit_copy(model: Model, ctx: PassContext) -> tuple[Audit, dict[Node, Node]
     with runnable(clone.model) as source:
         found = audit(clone.model, source)
     return found, {copy: node for node, copy in clone.nodes.items()}
+
+
+def _raise_barrier(node: Node, target: Target) -> bool:
+    """Keep the runtime from making an integer operator of a float one between a dequantizer and a quantizer.
+
+    A ``Max`` of one operand does nothing and is left alone by the optimiser.
+    """
+    operand = node.use(0)
+    if node.kernel == "integer" or node.domain != "" or node.op not in target.barriers or operand is None:
+        return False
+    if not isinstance(operand.effective_quant, StaticQuant):
+        return False
+    result = merged_result(node, target)
+    readers = [use for use in result.uses if isinstance(use.effective_quant, StaticQuant)]
+    maker, graph = result.producer, result.graph
+    if not readers or maker is None or graph is None:
+        return False
+    barrier = graph.insert_after(maker, "Max", [result], types=[result.type], source=[node]).output
+    for use in readers:
+        use.value = barrier
+    return True
 
 
 def dequantize_node(node: Node) -> None:

@@ -46,7 +46,7 @@ class Audit:
 
 
 def audit(emitted: Model, serialized: Serialized) -> Audit:
-    """``serialized`` is ``emitted`` (after an emit pass) as the runtime gets it. Raises ModelError where it is refused."""
+    """``serialized`` is ``emitted`` (after an emit pass) for the runtime. Raises ModelError where that refuses it."""
     # "extended": the integer fusions without the layout changes of "all", which rename values.
     graph = optimized_model(serialized, SessionConfig(level="extended")).proto.graph
     by_name, by_output = _index(emitted)

@@ -61,6 +61,9 @@ ORT_CPU = Target(
     rules=_RULES,
     merged=frozenset({"Relu", "Clip"}),
     float_only=_FLOAT_ONLY,
+    # QLinearAveragePool and QLinearSoftmax are slower than float; WeightBiasQuantization makes the float weights of
+    # convolutions and Gemms per-tensor integers.
+    barriers=frozenset({"AveragePool", "Softmax", "Conv", "ConvTranspose", "Gemm"}),
 )
 
 ORT_CPU_VNNI = replace(

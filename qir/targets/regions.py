@@ -64,6 +64,8 @@ def plan_regions(graph: Graph, target: Target, keep_float: Callable[[Node], str 
             if _is_heavy(node):
                 plan.kept[node] = target.reason_for_float(node.domain, node.op)
             continue
+        if not _is_candidate(node, rule, supplied):
+            continue
         reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied)
         if reason is not None:
             plan.kept[node] = reason
@@ -124,6 +126,13 @@ def data_inputs(node: Node, rule: OpRule) -> range | tuple[int, ...]:
     return range(len(node.uses)) if rule.data_inputs is None else rule.data_inputs
 
 
+def _is_candidate(node: Node, rule: OpRule, supplied: set[Value]) -> bool:
+    """Light operators far from any integers are not worth a word."""
+    if rule.form in (Form.CONVOLUTION, Form.LINEAR):
+        return True
+    return any(node.input(index) in supplied for index in data_inputs(node, rule))
+
+
 def _is_heavy(node: Node) -> bool:
     return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan", "Einsum")
 
@@ -137,8 +146,7 @@ def _reason_against(node: Node, rule: OpRule, supplied: set[Value]) -> str | Non
         case Form.ELEMENTWISE:
             return _reason_against_elementwise(node, supplied)
         case _:
-            value = node.input(0)
-            return None if value in supplied else "its input is no integer tensor"
+            return None
 
 
 def _reason_against_weight(node: Node, rule: OpRule) -> str | None:
@@ -179,14 +187,14 @@ def _reason_against_linear(node: Node) -> str | None:
 
 
 def _reason_against_elementwise(node: Node, supplied: set[Value]) -> str | None:
-    inputs = [value for value in node.inputs if value is not None]
-    if not any(value in supplied for value in inputs):
-        return "none of its operands is an integer tensor"
-    for value in inputs:
-        if value in supplied:
+    for value in node.inputs:
+        if value is None or value in supplied:
             continue
         if value.tensor is None:
-            return f"its operand {value.name!r} is float"
+            # A quantizer on that operand costs less than two dequantizers and a quantizer around a float operator.
+            if value.dtype is DType.FLOAT:
+                continue
+            return f"its operand {value.name!r} is {value.dtype or 'of unknown type'}, not f32"
         if value.tensor.dtype is not DType.FLOAT or not _is_finite(value.tensor) or value.tensor.size == 0:
             return f"its constant operand {value.name!r} is no finite f32 tensor"
     return None

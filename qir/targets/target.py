@@ -56,7 +56,9 @@ class Target:
     """A runtime on a kind of processor, for a range of its versions.
 
     ``merged``: activations that a convolution or linear operator absorbs together with the quantizer after them.
-    ``float_only``: operators that stay float, with the reason that a remark gives. ``session_options``: entries that
+    ``float_only``: operators that stay float, with the reason that a remark gives. ``barriers``: operators that the
+    runtime turns into integer ones by itself, slower or less accurate, when they stand between a dequantizer and a
+    quantizer; an operator in between prevents that. ``session_options``: entries that
     the runtime should be configured with.
     """
 
@@ -66,6 +68,7 @@ class Target:
     rules: Mapping[str, OpRule]
     merged: frozenset[str]
     float_only: Mapping[str, str]
+    barriers: frozenset[str] = frozenset()
     activation: DType = DType.UINT8
     weight: DType = DType.INT8
     weight_range: WeightRange = WeightRange.PAIR_SAFE
