@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,16 @@ class DataSource:
         return DataSource(self.specs, self.name, self._feeds, count=self._total, labels=self._all_labels, keep=keep)
 
     def take(self, number: int) -> DataSource:
-        """The first `number` feeds."""
-        return self.subset(lambda index: index < number)
+        """The first `number` feeds; what comes after them is not read."""
+        if self._keep is not None:
+            raise ValueError("the start of a subset; take it from the full source")
+        return DataSource(
+            self.specs,
+            self.name,
+            lambda: islice(self._feeds(), number),
+            count=None if self._total is None else min(self._total, number),
+            labels=None if self._all_labels is None else self._all_labels[:number],
+        )
 
 
 def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:

@@ -293,4 +293,16 @@ def test_errors_in_a_subset_name_the_place_in_the_full_source() -> None:
     assert outside is not None
     with pytest.raises(DataError, match="sample 15"):
         list(outside)
-    assert seen(open_data(bad, [SPEC]).take(2)) == [0, 1]
+
+
+def test_taking_the_first_few_reads_no_further() -> None:
+    drawn: list[int] = []
+
+    def endless() -> Iterator[dict[str, np.ndarray]]:
+        for feed in feeds(1000):
+            drawn.append(1)
+            yield feed
+
+    assert seen(open_data(endless, [SPEC]).take(2)) == [0, 1] and len(drawn) == 2
+    labelled = open_data({"x": np.zeros((5, 2), np.float32), "labels": np.arange(5)}, [SPEC]).take(2)
+    assert len(labelled) == 2 and [int(label) for label in labelled.labels or []] == [0, 1]
