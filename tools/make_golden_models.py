@@ -28,7 +28,7 @@ MAKERS: dict[str, Callable[[], Golden]] = {
     "resnet-shapes": images.resnet_shapes,
     "mobile-sounds": images.mobile_sounds,
     "vit-digits": transformers.vit_digits,
-    "encoder-questions": transformers.encoder_questions,
+    "encoder-moods": transformers.encoder_moods,
     "decoder-stories": transformers.decoder_stories,
     "lstm-gestures": sequences.lstm_gestures,
     "gru-words": sequences.gru_words,

@@ -51,33 +51,34 @@ def encode(text: str) -> Array:
     return np.array([ALPHABET.index(letter) for letter in text], np.int64)
 
 
-# -- questions to answer ------------------------------------------------------------------------------------------
+# -- statements to sum up -----------------------------------------------------------------------------------------
 MOODS = ("happy", "sad", "tired", "awake")
-_OPPOSITE = {"happy": "sad", "sad": "happy", "tired": "awake", "awake": "tired"}
-WORDS = ("[pad]", "[cls]", "is", "not", "and", ".", "?", "very", *_ANIMALS, *MOODS)
-QUESTION_LENGTH = 24
+WORDS = ("[pad]", "[cls]", "is", "and", ".", "very", *_ANIMALS, *MOODS)
+STATEMENTS_LENGTH = 24
 
 
-def questions(count: int, seed: int) -> tuple[Array, Array, Array]:
-    """Statements about the moods of two or three animals, then a question about one of them.
+def statements(count: int, seed: int) -> tuple[Array, Array, Array]:
+    """Statements about the moods of two to four animals; the answer is the prevailing mood, where "very" counts twice.
 
-    "[cls] fox ? fox is not happy and owl is very tired ." is answered by "sad". Returns int64 ids and attention mask
+    "[cls] fox is sad and owl is very happy ." is happy; there are no ties. Returns int64 ids and attention mask
     [count, 24] (zero where padded), and the index of the answer in MOODS.
     """
     rng = np.random.default_rng(seed)
-    ids = np.zeros((count, QUESTION_LENGTH), np.int64)
+    ids = np.zeros((count, STATEMENTS_LENGTH), np.int64)
     labels = np.empty(count, np.int64)
-    for index in range(count):
-        heroes = rng.permutation(len(_ANIMALS))[: int(rng.integers(2, 4))]
-        asked = int(rng.integers(len(heroes)))
-        words = ["[cls]", _ANIMALS[heroes[asked]], "?"]
-        for place, hero in enumerate(heroes):
-            mood, negated = MOODS[int(rng.integers(len(MOODS)))], rng.random() < 0.5
-            words += [_ANIMALS[hero], "is", *(["not"] if negated else []), *(["very"] if rng.random() < 0.3 else [])]
-            words += [mood, "." if place == len(heroes) - 1 else "and"]
-            if place == asked:
-                labels[index] = MOODS.index(_OPPOSITE[mood] if negated else mood)
+    index = 0
+    while index < count:
+        words, votes = ["[cls]"], np.zeros(len(MOODS), np.int64)
+        for hero in rng.permutation(len(_ANIMALS))[: int(rng.integers(2, 5))]:
+            mood, very = int(rng.integers(len(MOODS))), rng.random() < 0.4
+            votes[mood] += 2 if very else 1
+            words += [_ANIMALS[hero], "is", *(["very"] if very else []), MOODS[mood], "and"]
+        if (votes == votes.max()).sum() > 1:
+            continue
+        words[-1] = "."
         ids[index, : len(words)] = [WORDS.index(word) for word in words]
+        labels[index] = votes.argmax()
+        index += 1
     return ids, (ids != 0).astype(np.int64), labels
 
 
