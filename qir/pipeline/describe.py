@@ -60,8 +60,8 @@ def _summary(text: str) -> str:
 
 
 def _block(text: str, title: str) -> str:
-    """The indented lines below ``Title::``."""
-    match = re.search(rf"^{title}::\n\n((?:(?:[ ]+.*)?\n?)*)", text, re.MULTILINE)
+    """The indented lines below ``Title::`` or ``Title, where ...::``."""
+    match = re.search(rf"^{title}\b[^\n]*::\n\n((?:(?:[ ]+.*)?\n?)*)", text, re.MULTILINE)
     return textwrap.dedent(match[1]).strip() if match else ""
 
 

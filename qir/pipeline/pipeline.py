@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from qir.errors import OptionError, QirError, suggest
 from qir.ir import Model
-from qir.pipeline.contract import Effect, Feed, NoProgress, Pass, PassContext, PassResult, Progress
+from qir.pipeline.contract import Effect, Feed, NoProgress, Pass, PassContext, PassResult, Progress, Remark, RemarkKind
 from qir.pipeline.instruments import Instrument, PassRun, Verdict
 from qir.pipeline.options import read_options, write_options
 from qir.pipeline.preset import Preset
@@ -145,7 +146,9 @@ class Pipeline:
         context = PassContext(reference, calibration, target, progress or NoProgress(), timer)
         watchers: list[Instrument] = [*_verification(verify), *instruments]
         result = PipelineResult(work, str(self), timing=timer.root)
-        with timer.new_scope("pipeline") as result.timing:
+        with _model_out_of_the_collectors_way(), timer.new_scope("pipeline") as result.timing:
+            with timer.scope("shape inference"):
+                result.first_remarks += _first_types(work)
             for watcher in watchers:
                 with timer.scope(_label(watcher)):
                     watcher.begin(work, self.passes)
@@ -158,6 +161,23 @@ class Pipeline:
         for watcher in watchers:
             watcher.end(result)
         return result
+
+
+@contextmanager
+def _model_out_of_the_collectors_way() -> Iterator[None]:
+    """Let the cyclic garbage collector skip what exists now, the model above all, while passes run.
+
+    Without that every full collection walks all nodes, values and uses, of which none is garbage: measured on 64,000
+    nodes, clean-up and fusion take twice as long. What passes make and drop is still collected.
+    """
+    if gc.get_freeze_count():  # the caller does so already, a pipeline around this one for example
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run_pass(
@@ -212,13 +232,29 @@ def _needs_types(run: PassRun) -> bool:
     return run.pass_.effect is not Effect.ANALYSIS and run.journal.mark() > 0
 
 
+def _first_types(model: Model) -> list[Remark]:
+    """Infer the types that the file leaves out; what that could not do, or found wrong in the file."""
+    from qir.ops.shape_inference import infer
+
+    if all(value.type is not None for node in model.walk() for value in node.outputs if value.name):
+        return []
+    report = infer(model)
+    name = "shape-inference"
+    return [
+        *(
+            Remark(RemarkKind.MISSED, name, f"no shape inference for operator {op} ({count} nodes)")
+            for op, count in sorted(report.unknown_ops.items())
+        ),
+        *(Remark(RemarkKind.NOTE, name, str(wrong), wrong.value) for wrong in report.contradictions),
+        *(Remark(RemarkKind.NOTE, name, reason, label) for label, reason in report.problems.items()),
+    ]
+
+
 def _infer_types(run: PassRun) -> None:
     """Types and shapes of what the pass touched, and downstream as far as they change."""
     if _needs_types(run):
-        try:
-            from qir.ops.shape_inference import infer_after
-        except ImportError:  # TODO: remove with the arrival of qir.ops
-            return
+        from qir.ops.shape_inference import infer_after
+
         infer_after(run.model, run.journal.touched_nodes())
 
 

@@ -67,6 +67,8 @@ class PipelineResult:
     timing: Timing
     passes: list[PassReport] = field(default_factory=list)
     stopped: bool = False
+    first_remarks: list[Remark] = field(default_factory=list)
+    """About the model as it came: types that could not be inferred or contradict the file."""
 
     @property
     def changed(self) -> bool:
@@ -74,8 +76,10 @@ class PipelineResult:
 
     @property
     def remarks(self) -> list[Remark]:
-        """Those of all passes, in order. What a rolled-back pass said is left out."""
-        return [remark for report in self.passes if not report.rolled_back for remark in report.remarks]
+        """Those about the model as it came, then of all passes, in order. What a rolled-back pass said is left out."""
+        return self.first_remarks + [
+            remark for report in self.passes if not report.rolled_back for remark in report.remarks
+        ]
 
     def __str__(self) -> str:
         """A line for each pass."""
@@ -88,6 +92,7 @@ class PipelineResult:
             "pipeline": self.pipeline,
             "changed": self.changed,
             "stopped": self.stopped,
+            "first_remarks": [remark_to_json(remark) for remark in self.first_remarks],
             "passes": [report.to_json() for report in self.passes],
             "timing": self.timing.to_json(),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,8 +44,8 @@ def test_the_report_says_what_each_pass_did() -> None:
 def test_timing_is_a_tree_with_scopes_of_the_pass_inside() -> None:
     result = Pipeline([DropIdentity(), DropIdentity()]).run(chain())
     names = [part.name for part in result.timing.parts]
-    assert names == ["verify", "drop-identity", "drop-identity"]
-    first = result.timing.parts[1]
+    assert names == ["shape inference", "verify", "drop-identity", "drop-identity"]
+    first = result.timing.parts[2]
     run = first.part("run")
     assert [part.name for part in run.parts] == ["replace"]
     assert result.timing.seconds >= first.seconds >= run.seconds >= run.parts[0].seconds > 0
@@ -207,3 +208,23 @@ def test_remarks_print_one_a_line_and_bad_filters_are_explained() -> None:
         RemarkFilter.parse("mised")
     with pytest.raises(OptionError, match="unknown key 'subjects'"):
         RemarkFilter.parse("subjects=a")
+
+
+def test_the_collector_is_left_as_it_was() -> None:
+    counts = []
+
+    class Look(Pass):
+        name = "look"
+        effect = Effect.EXACT
+
+        def run(self, model: Model, ctx: PassContext) -> PassResult:
+            counts.append(gc.get_freeze_count())
+            if not counts[1:]:
+                Pipeline([Look]).run(model.clone())
+                counts.append(gc.get_freeze_count())
+            return PassResult()
+
+    gc.unfreeze()
+    Pipeline([Look]).run(chain())
+    assert min(counts) > 0 and len(counts) == 3
+    assert gc.get_freeze_count() == 0 and gc.isenabled()
