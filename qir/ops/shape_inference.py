@@ -56,14 +56,19 @@ class InferenceReport:
     contradictions: list[Contradiction] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     """Node -> why its inputs do not fit it. In a branch that never runs that may be harmless."""
+    untyped: list[str] = field(default_factory=list)
+    """Values of visited nodes whose type is not known."""
 
     @property
     def complete(self) -> bool:
-        return not (self.unknown_ops or self.contradictions or self.problems)
+        return not (self.unknown_ops or self.contradictions or self.problems or self.untyped)
 
     def __str__(self) -> str:
         lines = [f"shape inference: {self.visited} nodes, {self.changed} types changed"]
         lines += [f"no shape inference for {op} ({count} nodes)" for op, count in sorted(self.unknown_ops.items())]
+        if self.untyped:
+            more = f" and {len(self.untyped) - 5} more" if len(self.untyped) > 5 else ""
+            lines.append(f"no type for {', '.join(map(repr, self.untyped[:5]))}{more}")
         lines += map(str, self.contradictions)
         lines += [f"node {label!r}: {reason}" for label, reason in self.problems.items()]
         return "\n".join(lines)
@@ -201,7 +206,11 @@ class _Run:
             return self.body_op(view)
         rule = RULES.get((domain, node._op))
         if rule is not None:
-            return rule(view)
+            try:
+                return rule(view)
+            except Unknown:
+                if any(use is not None and t is None for use, t in zip(node._uses, view.types, strict=True)):
+                    raise  # for want of an input's type, not of a rule
         schema = find_schema(domain, node.op, view.version)
         if schema is None or schema.origin is None or node.bodies:
             self.unknown(node)
@@ -369,6 +378,8 @@ class _Run:
     def commit(self) -> None:
         """Write what changed to the values."""
         for value, type_ in self.types.items():
+            if type_ is None and value._name and value._producer is not None:
+                self.report.untyped.append(value._name)
             if type_ is not value._type and type_ != value._type:
                 value.type = type_
                 self.report.changed += 1
