@@ -68,6 +68,10 @@ def test_rooms_outside_the_core_import_from_everywhere(clone: Path, tmp_path: Pa
             else:
                 assert file.parent.parent.name == "qir" and tmp_path.resolve() in file.parents
 
+    # The registry finds the same passes by package metadata as by the tree's pyproject.toml.
+    names = "from qir.pipeline import default_registry as r; print(*((n, r().source(n), r().get(n).name) for n in r()))"
+    assert run(python, "-c", names, cwd=elsewhere) == run(python, "-c", names, cwd=clone) != "\n"
+
     version = run(python, "-c", "import importlib.metadata as m; print(m.version('qir'))", cwd=elsewhere).strip()
     assert version == run(python, "-c", "import qir; print(qir.__version__)", cwd=elsewhere).strip()
     assert (tmp_path / "env" / "bin" / "qir").is_file()

@@ -15,8 +15,7 @@ from qir.ir import DType, Model, Tensor, TensorType
 PLUGIN = '''
 from dataclasses import dataclass
 from typing import ClassVar
-from qir import Pass, PassResult
-from qir.api import Effect
+from qir import Effect, Pass, PassResult
 
 @dataclass(frozen=True)
 class DropIdentity(Pass):
