@@ -1,8 +1,27 @@
-"""How the suite runs everywhere the same: property tests try the same examples each time and have no time limit."""
+"""How the suite runs everywhere the same: property tests try the same examples each time and have no time limit.
+
+Also the option ``--update`` and the fixture ``check_pass`` of tests in IR text (see ``tests.textual``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+from tests.textual import CheckPass
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true", help="rewrite the expected IR text of check_pass tests")
+
+
+@pytest.fixture
+def check_pass(request: pytest.FixtureRequest) -> Iterator[CheckPass]:
+    check = CheckPass(request.config.getoption("--update"))
+    yield check
+    check.write()

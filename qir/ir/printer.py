@@ -36,7 +36,8 @@ or ``0xHEX`` (packed bytes), with its own type in front where the value's differ
 
 *Nodes*: ``results = domain.Op:overload(operands) {attributes}`` and then, where set, ``kernel= role=NAME#NUMBER name=
 from= doc= meta= extra=``. A missing ``from`` means the node's own name, or its first result's where it has
-none; ``from=none``: made by the compiler. An operand's own quantization follows behind `` : ``; ``float`` bypasses the quantizer.
+none; ``from=none``: made by the compiler. An operand's own quantization follows behind `` : ``; ``float`` bypasses
+the quantizer.
 
 *Attributes*: int, float, string, ``f32[2] [1, 2]``, ``type f32[N]``, ``graph (...) -> (...) {...}``,
 ``sparse[...](...)``, lists of one of these in brackets; an empty list names its kind: ``ints[]``. ``@name : kind``

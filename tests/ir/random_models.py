@@ -118,8 +118,8 @@ def edit(model: Model, rng: random.Random) -> str:
     graph = node.graph if node is not None else model.graph
     assert graph is not None
     kind = rng.choice(
-        "add erase erase set_input set_inputs replace replace attribute annotate rename const output constant move input "
-        "body op unbody".split()
+        "add erase erase set_input set_inputs replace replace attribute annotate rename const output constant "
+        "move input body op unbody".split()
     )
     if kind == "add":
         add_node(graph, rng, scope_of(graph))
