@@ -92,9 +92,9 @@ def shapes(count: int, seed: int) -> tuple[Array, Array]:
     labels = rng.integers(0, len(SHAPES), count)
     images = np.empty((count, 3, SIDE, SIDE), np.float32)
     for index, kind in enumerate(labels):
-        radius = rng.uniform(4.0, 10.0)
+        radius = rng.uniform(4.5, 11.0)
         centre = rng.uniform(radius, SIDE - radius, 2)
-        contrast = rng.choice([-1.0, 1.0], 3) * rng.uniform(0.1, 0.5, 3)  # faint and small ones are hard to tell
+        contrast = rng.uniform(0.2, 0.6, 3)
         mask = _coverage(int(kind), centre, radius, rng.uniform(0, 2 * np.pi))
         images[index] = _finish(_background(rng) + contrast[:, None, None] * mask, rng)
     return images, labels.astype(np.int64)
