@@ -357,8 +357,9 @@ TRANSFERS: Transfers = {
     "Shrink": _shrink,
     **{op: _increasing(f, exact=True) for op, f in {"Floor": np.floor, "Ceil": np.ceil, "Round": np.rint}.items()},
     "Sign": _increasing(np.sign, -1, 1, exact=True),
-    "Sigmoid": _increasing(_sigmoid, 0, 1, absolute=1e-7),  # onnxruntime answers 0 below -18
-    "Tanh": _increasing(np.tanh, -1, 1),
+    # onnxruntime's approximations reach 1 + 2^-23 and 1 + 2^-22; its sigmoid is 0 below -18.
+    "Sigmoid": _increasing(_sigmoid, 0, 1 + 2.0**-22, absolute=1e-7),
+    "Tanh": _increasing(np.tanh, -1 - 2.0**-21, 1 + 2.0**-21),
     "Erf": _increasing(_erf, -1, 1),
     "Softplus": _increasing(_softplus, 0),
     "Softsign": _increasing(_softsign, -1, 1),

@@ -71,6 +71,7 @@ class _Analysis:
         self.constants: dict[Value, np.ndarray] = {}
         self.done: dict[OpId, list[Bounds]] = {}
         self.coarsest = _coarsest(model)
+        self.opsets = _plain(model.opset_imports)
 
     def enter(self, value: Value, declared: Interval | None) -> None:
         """Bounds of an input: as declared, else all finite numbers of its type."""
@@ -97,7 +98,9 @@ class _Analysis:
             self.done[function.op_id] = []  # a call of itself, which ONNX forbids, finds nothing
             for value in function.graph.inputs:
                 self.known[value] = Bounds.unknown()
+            outside, self.opsets = self.opsets, _plain(function.opset_imports or self.model.opset_imports)
             self.run(function.graph)
+            self.opsets = outside
             self.done[function.op_id] = [self.of(value) for value in function.graph.outputs]
         return self.done[function.op_id]
 
@@ -110,15 +113,15 @@ class _Analysis:
         function = self.model.functions.get(node.op_id)
         if function is not None:
             return self.run_function(function)
-        if node.domain == "" and node.op in _CONTROL:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain == "" and node.op in _CONTROL:
             return self.control(node)
-        transfer = TRANSFERS.get(node.domain, {}).get(node.op)
+        transfer = TRANSFERS.get(domain, {}).get(node.op)
         if transfer is None or not node.outputs:
             for body in node.bodies:
                 self.run_body(body)
             return []
-        opset = self.model.opset_imports.get(node.domain, 1)
-        at = At(node, self.known, self.constants, opset, self.coarsest)
+        at = At(node, self.known, self.constants, self.opsets.get(domain, 1), self.coarsest)
         if any(b.is_empty for b in at.operands):
             return []  # no element is possible, as in a tensor of size 0
         found = transfer(at)
@@ -200,6 +203,11 @@ def _fit_type(bounds: Bounds, dtype: DType | None) -> Bounds:
         return _of_type(dtype)
     # An open end of a count or index is no overflow.
     return bounds if (low >= least or low == -np.inf) and (high <= most or high == np.inf) else _of_type(dtype)
+
+
+def _plain(imports: Mapping[str, int]) -> dict[str, int]:
+    """With the default domain under its short name."""
+    return {"" if domain == "ai.onnx" else domain: version for domain, version in imports.items()}
 
 
 def _coarsest(model: Model) -> float:

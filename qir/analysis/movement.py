@@ -237,8 +237,13 @@ def _count(at: At) -> Bounds:
 
 
 def _unit(at: At) -> Bounds:
-    """[0, 1]: probabilities, truth values."""
+    """Zeros and ones."""
     return Bounds.of(0.0, 1.0, any(b.special for b in at.operands))
+
+
+def _softmax(at: At) -> Bounds:
+    """Probabilities. Where a runtime multiplies by the rounded reciprocal of the sum, 1 may be passed by roundings."""
+    return Bounds.of(0.0, 1 + 16 * at.unit, any(b.special for b in at.operands))
 
 
 def _log_softmax(at: At) -> Bounds:
