@@ -13,7 +13,7 @@ from qir.codegen.residue import metadata_fields
 from qir.codegen.tensors import ExternalEntry, sparse_tensor_message, tensor_message
 from qir.codegen.wire import Message, bytes_field, text_field, varint, varint_field
 from qir.errors import QirError
-from qir.frontend.graphs import annotations_of, opsets_of
+from qir.frontend.infos import annotations_of, opsets_of
 from qir.frontend.residue import take
 from qir.frontend.types import decode_type, encode_type
 from qir.frontend.wire import fields

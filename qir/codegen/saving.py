@@ -84,23 +84,34 @@ def _candidates(model: Model) -> Iterator[_Weight]:
 
 
 def _layout(model: Model, threshold: int, location: str) -> dict[Value, ExternalEntry]:
+    """A place for each weight; those that share their data (tied embedding and head) share the place."""
     layout: dict[Value, ExternalEntry] = {}
+    places: dict[object, ExternalEntry] = {}
     end = 0
     for value in _candidates(model):
-        size = value.const.nbytes
-        if size >= max(threshold, 1):
+        tensor = value.const
+        size = tensor.nbytes
+        if size < max(threshold, 1):
+            continue
+        source = tensor.location or id(tensor)
+        entry = places.get(source)
+        if entry is None:
             alignment = _ALIGNMENT if size >= _LARGE else _SMALL_ALIGNMENT
             offset = -(-end // alignment) * alignment
-            layout[value] = (location, offset, size)
+            entry = places[source] = (location, offset, size)
             end = offset + size
+        layout[value] = entry
     return layout
 
 
 def _write_data(file: BinaryIO, layout: dict[Value, ExternalEntry]) -> None:
+    written: set[int] = set()
     for value, (_, offset, _) in layout.items():
         assert isinstance(value.const, Tensor)
-        file.seek(offset)
-        _write(file, [data_of(value.const)])
+        if offset not in written:
+            written.add(offset)
+            file.seek(offset)
+            _write(file, [data_of(value.const)])
 
 
 def _write(file: BinaryIO, chunks: Iterator[bytes | memoryview] | list[memoryview]) -> None:

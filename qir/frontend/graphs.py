@@ -11,32 +11,22 @@ from typing import NamedTuple
 from qir.errors import ModelError
 from qir.frontend.attributes import read_attribute
 from qir.frontend.external import ExternalFiles
+from qir.frontend.infos import Info, InfoReader, annotations_of, describe, describes, opsets_of
 from qir.frontend.residue import make_residue, metadata_of
 from qir.frontend.tensors import Span, read_sparse_tensor, read_tensor
-from qir.frontend.types import decode_type
-from qir.frontend.wire import Buffer, Damaged, fields, read_varint
-from qir.ir import Attribute, AttrKind, DType, Function, Graph, Node, SparseTensor, Tensor, TensorType, Type, Use, Value
+from qir.frontend.wire import Buffer, Damaged, fields
+from qir.ir import Attribute, AttrKind, DType, Function, Graph, Node, SparseTensor, Tensor, TensorType, Use, Value
 from qir.ir.graph import _assign_inputs
 from qir.ir.journal import EditState
 from qir.ir.provenance import parse_sources
 
-__all__ = ["GraphReader", "annotations_of", "opsets_of"]
+__all__ = ["GraphReader"]
 
 Scope = dict[bytes, Value]
 _BODIES = (AttrKind.GRAPH, AttrKind.GRAPHS)
 _SHARED_KINDS = frozenset(
     {AttrKind.FLOAT, AttrKind.INT, AttrKind.STRING, AttrKind.FLOATS, AttrKind.INTS, AttrKind.STRINGS}
 )
-
-
-class _Info(NamedTuple):
-    """A ValueInfoProto."""
-
-    name: bytes
-    type: Type | None
-    doc: str
-    metadata: dict[str, str] | None
-    extra: bytes | None
 
 
 class _Pending(NamedTuple):
@@ -53,7 +43,7 @@ class GraphReader:
     def __init__(self, state: EditState, external: ExternalFiles) -> None:
         self._state = state
         self._external = external
-        self._types: dict[bytes, tuple[Type | None, bool]] = {}
+        self._info = InfoReader().read
         self._tensor_types: dict[tuple[DType, tuple[int, ...]], TensorType] = {}
         self._attributes: dict[bytes, Attribute] = {}
         self._texts: dict[bytes, str] = {b"": ""}
@@ -167,7 +157,7 @@ class GraphReader:
                     verbatim.append(buffer[head:end])
         outer, self._scopes = self._scopes, [{}]
         scope = self._scopes[0]
-        self._define_inputs(graph, [_Info(name, None, "", None, None) for name in inputs], scope, set())
+        self._define_inputs(graph, [Info(name, None, "", None, None) for name in inputs], scope, set())
         pending = self._define_results(graph, buffer, nodes, scope)
         self._record_types(graph, infos, scope, set())
         self._connect(pending)
@@ -193,12 +183,12 @@ class GraphReader:
 
     # What defines names
 
-    def _define_inputs(self, graph: Graph, infos: list[_Info], scope: Scope, described: set[Value]) -> None:
+    def _define_inputs(self, graph: Graph, infos: list[Info], scope: Scope, described: set[Value]) -> None:
         values = []
         for info in infos:
             value = Value(self._state, info.name.decode(), info.type)
             value._graph = graph
-            _describe(value, info)
+            describe(value, info)
             if info.name in scope:
                 raise ModelError(f"graph input {value.name!r} is listed twice: rename one, or export the model again")
             scope[info.name] = value
@@ -381,39 +371,7 @@ class GraphReader:
 
     # What describes values
 
-    def _info(self, raw: bytes) -> _Info:
-        name = b""
-        doc = ""
-        type_: Type | None = None
-        metadata: list[bytes] = []
-        metadata_fields: list[bytes] = []
-        verbatim: list[bytes] = []
-        for key, head, begin, end in fields(raw, 0, len(raw)):
-            if key == 0x0A and end > begin:
-                name = raw[begin:end]
-            elif key == 0x12:
-                payload = raw[begin:end]
-                known = self._types.get(payload)
-                if known is None:
-                    known = self._types[payload] = decode_type(payload)
-                type_ = known[0]
-                if not known[1]:
-                    verbatim.append(raw[head:end])
-            elif key == 0x1A and end > begin:
-                doc = raw[begin:end].decode()
-            elif key == 0x22:
-                metadata.append(raw[begin:end])
-                metadata_fields.append(raw[head:end])
-            else:
-                verbatim.append(raw[head:end])
-        if not metadata and not verbatim:
-            return _Info(name, type_, doc, None, None)
-        mapping, exact = metadata_of(metadata)
-        if not exact:
-            verbatim += metadata_fields
-        return _Info(name, type_, doc, mapping or None, make_residue(verbatim))
-
-    def _describe_outputs(self, graph: Graph, infos: list[_Info], described: set[Value]) -> bool:
+    def _describe_outputs(self, graph: Graph, infos: list[Info], described: set[Value]) -> bool:
         """Give types to the outputs' values; whether the values then say all that the list of outputs says."""
         exact = True
         for info in infos:
@@ -421,13 +379,13 @@ class GraphReader:
             if value is None:
                 continue  # reported when the outputs are connected
             if value in described or value.graph is not graph:
-                exact = exact and _describes(value, info)
+                exact = exact and describes(value, info)
             elif value._const is not None and value._type != info.type:
                 exact = False
             else:
                 described.add(value)
                 value._type = info.type
-                _describe(value, info)
+                describe(value, info)
         return exact
 
     def _record_types(self, graph: Graph, infos: list[bytes], scope: Scope, described: set[Value]) -> None:
@@ -439,13 +397,13 @@ class GraphReader:
             fits = value is not None and value not in recorded
             if fits and value is not None:
                 if value in described or value._const is not None:
-                    fits = _describes(value, info)
+                    fits = describes(value, info)
                 else:
                     value._type = info.type
-                    _describe(value, info)
+                    describe(value, info)
             if not fits or value is None:
                 value = Value(self._state, info.name.decode(), info.type)
-                _describe(value, info)
+                describe(value, info)
             recorded[value] = None
 
     def _annotate(self, annotations: list[bytes], scope: Scope) -> None:
@@ -453,55 +411,6 @@ class GraphReader:
             value = scope.get(name.encode())
             if value is not None:
                 value._annotation = tuple(pairs.items())
-
-
-def annotations_of(entries: list[bytes]) -> dict[str, dict[str, str]]:
-    """TensorAnnotations as a mapping: tensor name to (parameter to name of the tensor that holds it)."""
-    found: dict[str, dict[str, str]] = {}
-    for entry in entries:
-        name = ""
-        pairs: list[bytes] = []
-        for key, _, begin, end in fields(entry, 0, len(entry)):
-            if key == 0x0A:
-                name = entry[begin:end].decode()
-            elif key == 0x12:
-                pairs.append(entry[begin:end])
-        found[name] = metadata_of(pairs)[0]
-    return found
-
-
-def opsets_of(entries: list[bytes]) -> tuple[dict[str, int], bool]:
-    """OperatorSetIdProtos as a mapping from domain to version, "ai.onnx" as "" unless both are there.
-
-    Also whether the mapping, written with every domain present, says all they say.
-    """
-    found: list[tuple[str, int]] = []
-    exact = True
-    for entry in entries:
-        domain, version = "", 0
-        keys = []
-        for key, _, begin, end in fields(entry, 0, len(entry)):
-            keys.append(key)
-            if key == 0x0A:
-                domain = entry[begin:end].decode()
-            elif key == 0x10:
-                version = read_varint(entry, begin)[0]
-        exact = exact and sorted(keys) == [0x0A, 0x10]
-        found.append((domain, version))
-    domains = [domain for domain, _ in found]
-    exact = exact and len(set(domains)) == len(domains) and "ai.onnx" not in domains
-    if "" not in domains:
-        found = [("" if domain == "ai.onnx" else domain, version) for domain, version in found]
-    return dict(found), exact
-
-
-def _describe(value: Value, info: _Info) -> None:
-    value._doc, value._metadata, value._extra = info.doc, info.metadata, info.extra
-
-
-def _describes(value: Value, info: _Info) -> bool:
-    """The value says all that the entry says."""
-    return (value._type, value._doc, value._metadata, value._extra) == (info.type, info.doc, info.metadata, info.extra)
 
 
 def _read_node_metadata(node: Node, raw_fields: list[bytes], verbatim: list[bytes]) -> None:

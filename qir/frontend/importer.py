@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qir.errors import ModelError
 from qir.frontend.external import ExternalFiles
-from qir.frontend.graphs import GraphReader, opsets_of
+from qir.frontend.graphs import GraphReader
+from qir.frontend.infos import opsets_of
 from qir.frontend.residue import make_residue, metadata_of
 from qir.frontend.tensors import Span
 from qir.frontend.wire import Buffer, Damaged, Field, fields, read_varint, signed
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["import_model", "load"]
 
+_SMALL = 32 << 20
+"""Files up to this size are read at once, because a single byte is fetched faster from bytes than from a map."""
 # Keys of ModelProto's fields.
 _KNOWN_KEYS = frozenset({0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA, 0xD2})
 _FOREIGN = {
@@ -72,6 +75,8 @@ def _open(path: Path) -> Buffer:
         if status.st_size == 0:
             raise ModelError(f"{name} is empty: export or copy the model again")
         with open(path, "rb") as file:
+            if status.st_size <= _SMALL:
+                return file.read()
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelError(f"there is no file {name}: check the path") from None

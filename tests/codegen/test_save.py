@@ -112,6 +112,22 @@ def test_weights_that_stood_beside_stay_beside_unless_told(tmp_path: Path) -> No
     check(tmp_path / "c" / "m.onnx")
 
 
+def test_weights_that_share_their_data_are_stored_once(tmp_path: Path) -> None:
+    model = import_model(two_weights())
+    big = next(value.tensor for value in model.graph.initializers if value.name == "big")
+    assert big is not None
+    model.graph.add_initializer("tied", big)
+    path = tmp_path / "m.onnx"
+    save(model, path, external_data=True)
+    size = (tmp_path / "m.onnx.data").stat().st_size
+    assert size < 1.5 * BIG.nbytes
+    # Tensors are distinct objects once loaded, but stand at the same place.
+    save(load(path), path)
+    assert (tmp_path / "m.onnx.data").stat().st_size == size
+    tied = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}["tied"]
+    np.testing.assert_array_equal(tied, BIG)
+
+
 def test_saving_over_the_file_that_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     save(import_model(two_weights()), path, external_data=True)
