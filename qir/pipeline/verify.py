@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from qir.errors import VerifyError
 from qir.ir import Model
-from qir.pipeline.contract import Effect, Pass
+from qir.pipeline.contract import Effect, Pass, Remark, RemarkKind
 from qir.pipeline.instruments import Instrument, PassRun
+
+if TYPE_CHECKING:
+    from qir.ops.verifier import SchemaReport
+    from qir.pipeline.result import PipelineResult
 
 __all__ = ["Verification", "verify_model"]
 
 _ANNOTATIONS = frozenset({"frozen", "kernel", "metadata", "observed", "quant", "range", "region", "type"})
 
 
-def verify_model(model: Model) -> None:
+def verify_model(model: Model) -> SchemaReport:
     """Structure, then operators against their schema at the model's opset. Raises VerifyError."""
     from qir.ir.verifier import verify
+    from qir.ops.verifier import verify_schemas
 
-    try:
-        from qir.ops.verifier import verify_schema
-    except ImportError:  # TODO: remove with the arrival of qir.ops
-        verify(model)
-        return
     verify(model)
-    verify_schema(model)
+    return verify_schemas(model)
 
 
 class Verification(Instrument):
@@ -33,8 +36,16 @@ class Verification(Instrument):
 
     label = "verify"
 
+    def __init__(self) -> None:
+        self._opaque: Mapping[str, int] = {}
+
     def begin(self, model: Model, passes: tuple[Pass, ...]) -> None:
-        verify_model(model)
+        try:
+            self._opaque = verify_model(model).opaque
+        except VerifyError as error:
+            raise VerifyError(
+                f"the model is not valid as given; export it again, or run without verification: {error}"
+            ) from error
 
     def after_pass(self, run: PassRun) -> None:
         edits = run.journal.counts()
@@ -45,3 +56,14 @@ class Verification(Instrument):
             )
         if run.changed:
             verify_model(run.model)
+
+    def end(self, result: PipelineResult) -> None:
+        for domain, count in sorted(self._opaque.items()):
+            nodes = "1 node" if count == 1 else f"{count} nodes"
+            result.first_remarks.append(
+                Remark(
+                    RemarkKind.NOTE,
+                    self.label,
+                    f"nothing is known of domain {domain!r} ({nodes}): kept as it is, not checked",
+                )
+            )

@@ -82,6 +82,51 @@ def test_a_pass_that_answers_nothing_is_an_error() -> None:
         Pipeline([Mute]).run(chain())
 
 
+class Spoil(Pass):
+    name = "spoil"
+    effect = Effect.EXACT
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        next(iter(model.graph.nodes)).set_op("NoSuchOp")
+        return PassResult(changed=True)
+
+
+def test_verification_stops_at_the_pass_that_broke_the_model() -> None:
+    model = chain()
+    with pytest.raises(VerifyError, match=r"^pass 'spoil': node 'id0': .*NoSuchOp"):
+        Pipeline([Spoil()]).run(model, in_place=True)
+    assert ops(model)[0] == "Identity"
+    Pipeline([Spoil()]).run(model, in_place=True, verify=False)
+    assert ops(model)[0] == "NoSuchOp"
+    with pytest.raises(VerifyError, match=r"^the model is not valid as given; export it again, or run without"):
+        Pipeline([DropIdentity()]).run(model)
+
+
+def test_verification_looks_at_structure_too() -> None:
+    class Tangle(Pass):
+        name = "tangle"
+        effect = Effect.EXACT
+
+        def run(self, model: Model, ctx: PassContext) -> PassResult:
+            first, second, *_ = model.graph.nodes
+            model.graph.move(second, first)
+            return PassResult(changed=True)
+
+    with pytest.raises(VerifyError, match=r"^pass 'tangle': "):
+        Pipeline([Tangle()]).run(chain())
+
+
+def test_an_operator_that_nobody_knows_is_kept_and_reported() -> None:
+    model = chain()
+    next(iter(model.graph.nodes)).set_op("Mystery", "com.example")
+    model.opset_imports = {**model.opset_imports, "com.example": 1}
+    result = Pipeline([Everything()]).run(model)
+    assert ops(result.model)[0] == "Mystery"
+    assert [str(remark) for remark in result.remarks] == [
+        "[verify] note: nothing is known of domain 'com.example' (1 node): kept as it is, not checked"
+    ]
+
+
 def test_an_analysis_that_edits_the_graph_is_caught() -> None:
     class Sly(DropIdentity):
         name = "sly"
