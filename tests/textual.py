@@ -1,4 +1,4 @@
-"""Text in, pass, text out: the fixture ``check_pass``, whose expected side ``pytest --update`` rewrites in the test file.
+"""Text in, pass, text out: the fixture ``check_pass``; ``pytest --update`` rewrites the expected side in the file.
 
 ::
 
@@ -47,7 +47,7 @@ class CheckPass:
         types: bool = True,
         sources: bool = False,
     ) -> None:
-        """``before`` and ``after`` are models without (or with) their ``model`` line; ``passes`` is pipeline text, a pass or several.
+        """``before``, ``after``: models, the ``model`` line may be missing; ``passes``: their text or objects.
 
         The model is verified after each pass. ``types`` and ``sources`` say whether types of results and provenance
         are compared.
@@ -59,10 +59,9 @@ class CheckPass:
         if found == wanted:
             return
         if not self._updating:
-            lines = difflib.unified_diff(
-                wanted.split("\n"), found.split("\n"), "expected", str(pipeline), "", "", 99, ""
-            )
-            pytest.fail("the text differs (pytest --update writes what was found):\n" + "\n".join(lines), pytrace=False)
+            sides = wanted.split("\n"), found.split("\n")
+            lines = "\n".join(difflib.unified_diff(*sides, "expected", str(pipeline), n=99, lineterm=""))
+            pytest.fail(f"the text differs (pytest --update writes what was found):\n{lines}", pytrace=False)
         caller = inspect.currentframe()
         assert caller is not None and caller.f_back is not None
         self._rewrite(caller.f_back, found)
@@ -71,9 +70,7 @@ class CheckPass:
         path = Path(caller.f_code.co_filename)
         literal = _expected_literal(path.read_text(encoding="utf-8"), caller.f_lineno)
         if literal is None:
-            pytest.fail(
-                f"{path.name}:{caller.f_lineno}: the expected text is no literal in this call, update it by hand"
-            )
+            pytest.fail(f"{path.name}:{caller.f_lineno}: the expected text is no literal here, update it by hand")
         start, end, indent = literal
         body = textwrap.indent(found, " " * indent)
         text = f'r"""\n{body}{" " * indent}"""' if "\\" in body else f'"""\n{body}{" " * indent}"""'
@@ -104,7 +101,7 @@ def _shown(text: str, opset: int, types: bool, sources: bool) -> str:
 
 
 def _expected_literal(source: str, line: int) -> tuple[int, int, int] | None:
-    """Byte offsets of the third argument (or ``after=``) of the ``check_pass`` call at a line, and its line's indent."""
+    """Byte offsets of the third argument (or ``after=``) of the ``check_pass`` call at a line, and an indent."""
     starts = [0]
     for text in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(text))

@@ -207,7 +207,11 @@ def array_of(dtype: DType, shape: tuple[int, ...], elements: Sequence[Any]) -> n
                 raise ValueError(f"{element} does not fit into {dtype}")
         wide = np.uint64 if dtype is DType.UINT64 else np.int64
         return np.array(elements, wide).astype(dtype.numpy).reshape(shape)
+    if dtype in (DType.COMPLEX64, DType.COMPLEX128, DType.BOOL):
+        return np.array(elements, dtype.numpy).reshape(shape)
+    given = np.array(elements, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype in (DType.COMPLEX64, DType.COMPLEX128, DType.BOOL):
-            return np.array(elements, dtype.numpy).reshape(shape)
-        return np.array(elements, np.float64).astype(dtype.numpy).reshape(shape)
+        array = given.astype(dtype.numpy)
+    for lost in given[np.isfinite(given) & ~np.isfinite(array.astype(np.float64))][:1]:
+        raise ValueError(f"{lost:g} does not fit into {dtype}")
+    return array.reshape(shape)

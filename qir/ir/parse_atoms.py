@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -347,7 +348,11 @@ class TensorReader:
         at = self._at
         if at.kind != Kind.NUMBER:
             at.expected("a number")
-        return float(at.next_text().removesuffix("d"))
+        value = float(at.text.removesuffix("d"))
+        if math.isinf(value) and "inf" not in at.text:
+            at.fail("a number beyond double precision")
+        at.advance()
+        return value
 
     def _stored(self, dtype: DType, shape: tuple[int, ...], owner: str, hash_: str) -> Tensor:
         found = self._store.get(hash_) or self._store.get(owner)
