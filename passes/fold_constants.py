@@ -130,7 +130,9 @@ class _Folder:
     def compute_here(self, node: Node) -> bool:
         """Shape arithmetic: fold a small integer node at once, or note what is known of its result."""
         operands: list[np.ndarray | None] = []
-        if node.op not in ("Shape", "Size"):
+        if node.op in ("Shape", "Size"):
+            operands.append(self.stand_in(node.input(0)))
+        else:
             for value in node.inputs:
                 array = None if value is None else self.partial.get(value, self.content(value))
                 if value is not None and (array is None or array.size > shape_values.MOST_ELEMENTS):
@@ -145,6 +147,15 @@ class _Folder:
         self.arrays[node.output] = array
         self.folded.append(node)
         return True
+
+    def stand_in(self, value: Value | None) -> np.ndarray | None:
+        """An array of the shape that a constant or waiting result has; None for what is neither."""
+        if value is not None and isinstance(self.sizes.get(value), int):
+            self.flush()
+        size = None if value is None else self.sizes.get(value)
+        if isinstance(size, tuple):
+            return np.broadcast_to(np.zeros((), np.bool_), size)
+        return self.content(value)
 
     def content(self, value: Value | None) -> np.ndarray | None:
         """The array of a constant, or of a result that has been computed."""

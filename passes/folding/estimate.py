@@ -177,11 +177,11 @@ def result_sizes(
     if node.op == "Size":
         return [()]
     if node.op == "Shape":
-        return [(len(operands.shape(0)),)]
+        return [(len(operands.shape(0)[node.get("start", 0) : node.get("end")]),)]
     if node.op in _SAME_AS_FIRST:
         return [operands.shape(0)] * count
     if node.op in _BROADCAST:
         return [_broadcast(*[operands.shape(i) for i in range(len(shapes)) if operands.has(i)])] * count
     if node.op in _NO_LARGER:
-        return [math.prod(operands.shape(0))] * count
+        return [math.prod(max(d, 1) for d in operands.shape(0))] * count  # an empty axis is reduced to 1
     return [_RULES[node.op](operands)] * count

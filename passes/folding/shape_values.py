@@ -6,6 +6,7 @@ constant, which is how ``Gather(Shape(x), 1)`` folds where only axis 0 of x is o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def is_complete(array: np.ndarray) -> bool:
 def compute(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
     """The first result of a shape op, partly unknown where dtype is object; None where this is no such op.
 
-    ``operands``: None where one is absent; Shape and Size need none.
+    ``operands``: None where one is absent; for Shape and Size, where it is no constant: then its type is asked.
     """
     function = _OPS.get(node.op)
     if function is None or len(node.outputs) != 1:
@@ -44,20 +45,24 @@ def compute(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np
 
 
 def _shape(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    dims = _dims(node, operands)
+    return None if dims is None else _objects(dims[node.get("start", 0) : node.get("end")])
+
+
+def _size(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    dims = _dims(node, operands)
+    return None if dims is None or None in dims else np.array(math.prod(d for d in dims if d is not None), np.int64)
+
+
+def _dims(node: Node, operands: Sequence[np.ndarray | None]) -> list[int | None] | None:
+    """The shape of the first operand: that of its content where this is at hand, else what its type says."""
+    if operands and operands[0] is not None:
+        return list(operands[0].shape)
     value = node.input(0)
     type_ = None if value is None else value.type
     if not isinstance(type_, TensorType) or type_.shape is None:
         return None
-    dims = [dim if isinstance(dim, int) else None for dim in type_.shape]
-    return _objects(dims[node.get("start", 0) : node.get("end")])
-
-
-def _size(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
-    value = node.input(0)
-    type_ = None if value is None else value.type
-    if not isinstance(type_, TensorType) or type_.static_shape is None:
-        return None
-    return np.array(int(np.prod([int(d) for d in type_.static_shape], dtype=object)), np.int64)
+    return [dim if isinstance(dim, int) else None for dim in type_.shape]
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:
@@ -167,6 +172,16 @@ def _truncated(a: int, b: int) -> int:
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
+def _range(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    # Operands of one element and rank 1 are common and wrong; the runtime refuses them once they are constants.
+    if any(array is None or array.size != 1 or array.dtype.kind != "i" for array in operands):
+        return None
+    start, limit, delta = (int(array.reshape(())) for array in operands if array is not None)
+    if len(range(start, limit, delta)) > MOST_ELEMENTS:
+        return None
+    return np.array(range(start, limit, delta), _first(operands).dtype)
+
+
 _OPS: dict[str, Callable[[Node, Sequence[np.ndarray | None], int], np.ndarray | None]] = {
     "Add": _arithmetic(lambda a, b: a + b),
     "Cast": _cast,
@@ -174,6 +189,7 @@ _OPS: dict[str, Callable[[Node, Sequence[np.ndarray | None], int], np.ndarray | 
     "Div": _arithmetic(_truncated),
     "Gather": _gather,
     "Identity": lambda node, operands, opset: _first(operands),
+    "Range": _range,
     "Mul": _arithmetic(lambda a, b: a * b),
     "Reshape": _reshape,
     "Shape": _shape,
