@@ -259,9 +259,11 @@ def test_inputs_outputs_and_initializers() -> None:
     model = parse_model(CHAIN)
     graph = model.graph
     (w,) = graph.initializers
-    assert w.is_constant and w.tensor is not None
+    content = w.const
+    assert w.is_constant and w.tensor is content
     graph.make_input(w)
-    assert (w.is_constant, w.tensor, w.is_input, w.is_initializer) == (False, None, True, True)
+    state = [w.is_constant, w.tensor is content, w.is_input, w.is_initializer]
+    assert state == [False, False, True, True]
     verify(model)
     graph.remove_input(w)
     with pytest.raises(ValueError, match="input 'x' is used"):
