@@ -96,7 +96,7 @@ def opt(
 
     instruments: list[Instrument] = []
     if print_ir_after_all or print_ir_changed:
-        instruments.append(IrPrinter(sys.stderr.write, only_changed=not print_ir_after_all))
+        instruments.append(IrPrinter(_to_stderr, only_changed=not print_ir_after_all))
     if print_ir_dir is not None:
         instruments.append(IrFolder(print_ir_dir))
     with progress_bar(sys.stderr) as (progress, bars):
@@ -134,6 +134,11 @@ def _calibration(path: Path | None, model: Model) -> DataSource | None:
     from qir.calibration.specs import input_specs
 
     return open_data(path, input_specs(model))
+
+
+def _to_stderr(text: str) -> None:
+    # Looked up at each call: while a progress bar is on the screen, sys.stderr puts text above it.
+    sys.stderr.write(text)
 
 
 def _print(result: PipelineResult, output: Path | None, *, timing: bool, remarks: RemarkFilter | None) -> None:
