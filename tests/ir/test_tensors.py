@@ -22,7 +22,7 @@ SUB_BYTE = [dtype for dtype in PLAIN if dtype.bits < 8]
 def codes(dtype: DType, count: int) -> np.ndarray:
     """An array of every code in turn (small types) or of random bits."""
     if dtype is DType.BOOL:
-        return np.arange(count) % 2 == 1
+        return np.asarray(np.arange(count) % 2 == 1)
     if dtype.bits >= 8:
         bits = np.random.default_rng(0).integers(0, 256, count * dtype.bits // 8, np.uint8)
         return np.asarray(bits.view(dtype.numpy))
