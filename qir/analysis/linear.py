@@ -20,37 +20,40 @@ _LONG_SUM = 1 << 20
 
 def dot(w: np.ndarray, x: Bounds, unit: float) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of w @ x for all x in the vector bounds (k,) (or (1,): for all alike); w is (n, k). float64, (n,).
+    Bounds of shape (n, k) give each row of w a vector of its own.
 
     Positive weights take the upper bound of their input to the upper bound of the sum, negative ones the lower.
     """
     n, k = w.shape
-    low, high = (np.broadcast_to(b, (k,)) for b in (x.lo, x.hi))
+    low, high = (np.broadcast_to(b, (k,)) if b.ndim == 1 else b for b in (x.lo, x.hi))
     reach = np.maximum(np.abs(low), np.abs(high))
-    results: list[tuple[np.ndarray, np.ndarray]] = []
     error = gamma(k, unit)
+    results: list[tuple[np.ndarray, np.ndarray]] = []
     step = max(1, _CHUNK // max(1, k))
     for start in range(0, n, step):
         rows = w[start : start + step].astype(np.float64)
         up, down = np.maximum(rows, 0), np.minimum(rows, 0)
-        total = _finite_dot(up, low) + _finite_dot(down, high), _finite_dot(up, high) + _finite_dot(down, low)
-        slack = error * _finite_dot(np.abs(rows), reach) + k * 1e-44
-        results.append((np.asarray(total[0] - slack), np.asarray(total[1] + slack)))
+        a, b, c = (v if v.ndim == 1 else v[start : start + step] for v in (low, high, reach))
+        with np.errstate(invalid="ignore"):
+            slack = error * _finite_dot(np.abs(rows), c) + k * 1e-44
+            least = _finite_dot(up, a) + _finite_dot(down, b) - slack
+            most = _finite_dot(up, b) + _finite_dot(down, a) + slack
+        results.append((np.asarray(least), np.asarray(most)))
     if not results:
         return np.zeros(0), np.zeros(0)
     return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
 
 
 def _finite_dot(w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """w @ x where 0 * infinity is 0."""
-    open_ = np.isinf(x)
-    if not open_.any():
+    """w @ x, or each row of w times the same row of x, where 0 * infinity is 0; no row of w has both signs."""
+    if x.ndim == 2:
+        return np.asarray(np.where(w == 0, 0.0, w * x).sum(axis=1))
+    if np.isfinite(x).all():
         return np.asarray(w @ x)
-    result = w @ np.where(open_, 0.0, x)
-    positive, negative = np.zeros(len(w), bool), np.zeros(len(w), bool)
-    for sign, touched in ((1.0, positive), (-1.0, negative)):
-        touched |= (w[:, open_] * np.sign(x[open_]) * sign > 0).any(axis=1)
-    result = np.where(positive, np.inf, result)
-    return np.where(negative & positive, np.nan, np.where(negative, -np.inf, result))
+    above, below = w @ (x == np.inf).astype(np.float64), w @ (x == -np.inf).astype(np.float64)
+    up, down = (above > 0) | (below < 0), (above < 0) | (below > 0)
+    result = w @ np.where(np.isinf(x), 0.0, x)
+    return np.where(up & down, np.nan, np.where(up, np.inf, np.where(down, -np.inf, result)))
 
 
 def _conv(at: At) -> Bounds | None:
@@ -77,13 +80,10 @@ def _grouped(w: np.ndarray, x: Bounds, group: int, unit: float) -> tuple[np.ndar
     rows = w.reshape(w.shape[0], -1)
     if x.lo.size == 1:
         return dot(rows, x, unit)
-    per_output, per_group = w.shape[0] // group, w.shape[1]
-    parts = []
-    for g in range(group):
-        own = slice(g * per_group, (g + 1) * per_group)
-        taken = Bounds(np.repeat(x.lo[own], taps), np.repeat(x.hi[own], taps))
-        parts.append(dot(rows[g * per_output : (g + 1) * per_output], taken, unit))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    if group == 1:
+        return dot(rows, Bounds(np.repeat(x.lo, taps), np.repeat(x.hi, taps)), unit)
+    channels = np.arange(w.shape[0])[:, None] // (w.shape[0] // group) * w.shape[1] + np.arange(w.shape[1])
+    return dot(rows, Bounds(np.repeat(x.lo[channels], taps, 1), np.repeat(x.hi[channels], taps, 1)), unit)
 
 
 def _channels(at: At, sums: tuple[np.ndarray, np.ndarray], bias: np.ndarray | None, spatial: int) -> Bounds:
