@@ -49,6 +49,6 @@ class ConvertOpset(Pass):
         for kind, count in sorted(conversion.adapted.items()):
             result.count(kind, count)
         if version != self.to:
-            text = f"opset {version} became {self.to}, {len(conversion.nodes)} nodes changed their form"
+            text = f"opset {version} became {self.to}, {sum(conversion.adapted.values())} nodes changed their form"
             result.remarks.append(self.applied(None, text))
         return result

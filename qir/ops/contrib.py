@@ -59,11 +59,17 @@ _LSTM: dict[str, int | float | str | AttrKind] = {
     "hidden_size": AttrKind.INT,
     "input_forget": 0,
 }
+_ACTIVATION: dict[str, int | float | str | AttrKind] = {
+    "activation": AttrKind.STRING,
+    "activation_alpha": AttrKind.FLOAT,
+    "activation_beta": AttrKind.FLOAT,
+    "activation_gamma": AttrKind.FLOAT,
+}
 _GEMM: dict[str, int | float | str | AttrKind] = {"alpha": 1.0, "transA": 0, "transB": 0}
 
 CONTRIB: Mapping[str, ContribOp] = {
     "BiasGelu": _op("A B -> C"),
-    "DequantizeLinear": _op("x x_scale x_zero_point? -> y", {"axis": 1, "block_size": 0}),
+    "DequantizeLinear": _op("x x_scale x_zero_point? -> y", {"axis": AttrKind.INT}),
     "DynamicQuantizeLSTM": _op(
         "X W R B? sequence_lens? initial_h? initial_c? P? W_scale W_zero_point R_scale R_zero_point -> Y? Y_h? Y_c?",
         _LSTM,
@@ -71,7 +77,7 @@ CONTRIB: Mapping[str, ContribOp] = {
     "DynamicQuantizeMatMul": _op("A B b_scale b_zero_point? bias? -> Y"),
     "FastGelu": _op("X bias? -> Y"),
     "FusedConv": _op("X W B? Z? -> Y", {**_CONV, "activation": AttrKind.STRING, "activation_params": AttrKind.FLOATS}),
-    "FusedGemm": _op("A B C? -> Y", {**_GEMM, "beta": 1.0, "activation": AttrKind.STRING}),
+    "FusedGemm": _op("A B C? -> Y", {**_GEMM, "beta": 1.0, **_ACTIVATION}),
     "FusedMatMul": _op("A B -> Y", {"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}),
     "GatherBlockQuantized": _op(
         "data indices scales zero_points? -> output",
@@ -81,7 +87,14 @@ CONTRIB: Mapping[str, ContribOp] = {
     "MatMulIntegerToFloat": _op("A B a_scale b_scale a_zero_point? b_zero_point? bias? -> Y"),
     "MatMulNBits": _op(
         "A B scales zero_points? g_idx? bias? -> Y",
-        {"K": AttrKind.INT, "N": AttrKind.INT, "bits": 4, "block_size": AttrKind.INT, "accuracy_level": 0},
+        {
+            "K": AttrKind.INT,
+            "N": AttrKind.INT,
+            "bits": 4,
+            "block_size": AttrKind.INT,
+            "accuracy_level": 0,
+            "weight_prepacked": 0,
+        },
         required="K N block_size",
     ),
     "QGemm": _op("A a_scale a_zero_point B b_scale b_zero_point C? y_scale? y_zero_point? -> Y", _GEMM),
@@ -98,7 +111,7 @@ CONTRIB: Mapping[str, ContribOp] = {
     "QLinearSoftmax": _op(
         "X X_scale x_zero_point? y_scale y_zero_point -> Y", {"axis": -1, "opset": AttrKind.INT}, required="opset"
     ),
-    "QuantizeLinear": _op("x y_scale y_zero_point? -> y", {"axis": 1, "block_size": 0}),
+    "QuantizeLinear": _op("x y_scale y_zero_point? -> y", {"axis": AttrKind.INT}),
     "QuickGelu": _op("X -> Y", {"alpha": 1.702}),
     "SkipLayerNormalization": _op(
         "input skip gamma beta? bias? -> output mean? inv_std_var? input_skip_bias_sum?", {"epsilon": 1e-12}

@@ -48,7 +48,7 @@ def infer_with_onnx(
         if value is None:
             continue
         input_types[name] = type_to_proto(types[index])
-        if value.tensor is not None and (data := small_tensor_proto(value.tensor)) is not None:
+        if (tensor := engine.constant_of(value)) is not None and (data := small_tensor_proto(tensor)) is not None:
             input_data[name] = data
         elif isinstance(types[index], TensorType) and (content := engine.content_of(value)) is not None:
             if (known := _content_proto(content, types[index])) is not None:

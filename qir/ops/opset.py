@@ -39,7 +39,7 @@ class Conversion:
     after: int
     adapted: Counter[str] = field(default_factory=Counter)
     nodes: list[Node] = field(default_factory=list)
-    """The nodes that were adapted."""
+    """The nodes that were adapted, and those that adapters added, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def convert_opset(model: Model, to: int) -> Conversion:
     for function in model.functions.values():
         _convert_function(model, function, to, conversion)
     if conversion.nodes:
-        infer_after(model, [node for node in conversion.nodes if node.graph is not None])
+        infer_after(model, conversion.nodes)
     _raise_ir_version(model, to)
     return conversion
 
@@ -112,8 +112,9 @@ def _convert_node(model: Model, node: Node, version: int, to: int, conversion: C
     if node.domain not in ("", "ai.onnx") or node.op_id in model.functions:
         return
     current = version
-    first = node.op
-    before = _form(node)
+    first, graph = node.op, node.graph
+    before, previous, following = _form(node), node.previous, node.next
+    assert graph is not None
     while True:
         todo = [step for step in steps(node.op, current, to) if step.version > current]
         if not todo:
@@ -139,7 +140,11 @@ def _convert_node(model: Model, node: Node, version: int, to: int, conversion: C
             break
     if node.graph is None or _form(node) != before:
         conversion.adapted[f"{first} {version}->{to}"] += 1
-        conversion.nodes.append(node)
+        # The node, or what replaced it, and all that was put beside it.
+        beside = graph.nodes.first if previous is None else previous.next
+        while beside is not following and beside is not None:
+            conversion.nodes.append(beside)
+            beside = beside.next
 
 
 def _form(node: Node) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from qir.ir import Attribute, DType, Function, Graph, Model, Node, TensorType, Type, Value, format_type
+from qir.ir import Attribute, DType, Function, Graph, Model, Node, Tensor, TensorType, Type, Value, format_type
 from qir.ir.types import OptionalType, SequenceType
 from qir.ops import dims, shape_math, shape_movement, shape_neural
 from qir.ops.onnx_inference import infer_with_onnx
@@ -114,6 +114,7 @@ class _Run:
         self.calls: dict[Function, list[dict[Value, Type | None]]] = {}
         self.active: list[Function] = []
         self.depth = 0
+        self.legacy = model.ir_version is not None and model.ir_version < 4
 
     # What the rules ask
 
@@ -124,13 +125,19 @@ class _Run:
     def binding(self, name: str) -> Attribute | None:
         return self.bindings.get(name)
 
+    def constant_of(self, value: Value) -> Tensor | None:
+        """An initializer's content. Before ir_version 4 all initializers were inputs, and none could be overridden."""
+        if isinstance(value.const, Tensor) and (self.legacy or not value.is_input):
+            return value.const
+        return None
+
     def content_of(self, value: Value) -> Content | None:
         if value in self.contents:
             return self.contents[value]
         node = value.producer
         content: Content | None = None
         if node is None:
-            tensor = value.tensor
+            tensor = self.constant_of(value)
             content = None if tensor is None else content_of_tensor(tensor)
         elif node.domain == "" and value.index == 0 and node.op in CONTENT_OPS and self.depth < _DEEPEST_CONTENT:
             type_ = self.type_of(value)
@@ -446,6 +453,10 @@ def _join(a: Type | None, b: Type | None) -> Type | None:
         return a
     if isinstance(a, TensorType) and isinstance(b, TensorType) and a.dtype is b.dtype:
         return TensorType(a.dtype, dims.join(a.shape, b.shape))
+    if isinstance(a, SequenceType) and isinstance(b, SequenceType):
+        return SequenceType(_join(a.element, b.element))
+    if isinstance(a, OptionalType) and isinstance(b, OptionalType):
+        return OptionalType(_join(a.element, b.element))
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from qir.ir import Attribute, Dim, DType, Node, Shape, TensorType, Type, Value
+from qir.ir import Attribute, Dim, DType, Node, Shape, Tensor, TensorType, Type, Value
 
 __all__ = ["RULES", "Content", "Engine", "NodeView", "Rule", "RuleError", "Unknown", "axis_of", "known", "rule"]
 
@@ -25,6 +25,8 @@ class Engine(Protocol):
     """What the rules use of the inference run."""
 
     def type_of(self, value: Value) -> Type | None: ...
+
+    def constant_of(self, value: Value) -> Tensor | None: ...
 
     def content_of(self, value: Value) -> Content | None: ...
 
