@@ -27,6 +27,7 @@ __all__ = [
     "scale_shape",
 ]
 
+_PIECE = 1 << 18
 _STORABLE_FLOATS = frozenset(
     {
         DType.FLOAT8E4M3FN,
@@ -174,29 +175,41 @@ def _encode(quotient: np.ndarray, zero: np.ndarray, dtype: DType) -> np.ndarray:
 def _parts(array: np.ndarray, q: StaticQuant) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Views of a C-contiguous array with the scale (float32) and zero point (int64) that broadcast to each.
 
-    One view per tensor and per axis; for blocks the whole ones and, where the axis is no multiple, the rest: this way
-    scales are never repeated to the size of the data.
+    They depend on shape and type only. Scales are never repeated to the size of the data: blocks get an axis of their
+    own, and where the axis is no multiple of the block size, the rest gets views of its own.
     """
     expected = scale_shape(array.shape, q)
     scale, zero = q.scale_array(), q.zero_point_array()
     if q.axis is None:
-        yield array.reshape(-1), scale, zero
+        yield from _pieces(array.reshape(-1), scale, zero)
         return
     axis = q.axis % array.ndim
     before, size = int(np.prod(array.shape[:axis], dtype=np.int64)), array.shape[axis]
     after = int(np.prod(array.shape[axis + 1 :], dtype=np.int64))
     flat = array.reshape(before, size, after)
     if q.block_size is None:
-        yield flat, scale.reshape(1, size, 1), zero.reshape(1, size, 1)
+        yield from _pieces(flat, scale.reshape(1, size, 1), zero.reshape(1, size, 1))
         return
     grid = (before, expected[axis], 1, after)
     scale, zero = scale.reshape(grid), zero.reshape(grid)
     whole = size // q.block_size
-    yield (
-        flat[:, : whole * q.block_size].reshape(before, whole, q.block_size, after),
-        scale[:, :whole],
-        zero[:, :whole],
-    )
+    blocks = flat[:, : whole * q.block_size].reshape(before, whole, q.block_size, after)
+    yield from _pieces(blocks, scale[:, :whole], zero[:, :whole])
     if whole * q.block_size < size:
         rest = flat[:, whole * q.block_size :]
-        yield rest.reshape(before, 1, rest.shape[1], after), scale[:, whole:], zero[:, whole:]
+        yield from _pieces(rest.reshape(before, 1, rest.shape[1], after), scale[:, whole:], zero[:, whole:])
+
+
+def _pieces(
+    view: np.ndarray, scale: np.ndarray, zero: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A view cut along its first long axis, so that temporaries stay small and in the cache."""
+    axis = next((axis for axis, size in enumerate(view.shape) if size > 1), None)
+    if axis is None or view.size <= _PIECE:
+        yield view, scale, zero
+        return
+    step = max(1, _PIECE * view.shape[axis] // view.size)
+    for start in range(0, view.shape[axis], step):
+        cut = (slice(None),) * axis + (slice(start, start + step),)
+        shared = scale.ndim == 0 or scale.shape[axis] == 1
+        yield view[cut], scale if shared else scale[cut], zero if shared else zero[cut]

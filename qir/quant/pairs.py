@@ -22,6 +22,7 @@ from qir.quant.schemes import channel_magnitude, code_limit, fill_degenerate
 __all__ = ["PAIR_LIMIT", "PairLayout", "conv_layout", "pair_safe_scale", "pairs_fit"]
 
 PAIR_LIMIT = 128
+_CHUNK = 1 << 20
 
 
 class PairLayout(enum.Enum):
@@ -49,14 +50,11 @@ def pair_safe_scale(w: np.ndarray, axis: int | None, layout: PairLayout) -> np.n
     in ``schemes.weight_scale``. Raises OptionError for infinities and NaN.
     """
     scale = fill_degenerate(channel_magnitude(w, axis) / code_limit(DType.INT8))
-    first, second, channel = _pairs(w, layout)
-    if axis is None:
-        channel = np.zeros(len(first), np.int64)
     flat = np.atleast_1d(scale).copy()
-    # Rounding adds at most a half to each of the two quotients, so smaller pairs cannot exceed the limit.
-    size = np.abs(first) + np.abs(second)
-    hot = (first * second > 0) & (size > (PAIR_LIMIT - 1) * flat[channel] * (1 - 1e-6))
-    first, second, channel, size = np.abs(first[hot]), np.abs(second[hot]), channel[hot], size[hot]
+    first, second, channel = _hot_pairs(*_pairs(w, layout), flat)
+    if axis is None:
+        channel = np.zeros_like(channel)
+    size = first + second
     # Bisection over the bit patterns of float32, which for positive numbers are in the order of the numbers.
     low = flat[channel].view(np.int32).astype(np.int64) - 1
     high = (size / np.float32(PAIR_LIMIT - 1.01)).astype(np.float32).view(np.int32).astype(np.int64)
@@ -72,45 +70,53 @@ def pair_safe_scale(w: np.ndarray, axis: int | None, layout: PairLayout) -> np.n
 
 def pairs_fit(codes: np.ndarray, layout: PairLayout) -> bool:
     """Whether s8 codes satisfy the limit in every pair, so that no data can make a 16-bit sum saturate."""
-    first, second, _ = _pairs(codes.astype(np.int16), layout)
+    first, second = _pairs(codes.astype(np.int16), layout)
     positive = np.maximum(first, 0) + np.maximum(second, 0)
     negative = np.minimum(first, 0) + np.minimum(second, 0)
     return bool(np.all(positive <= PAIR_LIMIT) and np.all(negative >= -PAIR_LIMIT))
+
+
+def _hot_pairs(first: np.ndarray, second: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Magnitudes and channel of the pairs that may exceed the limit at these scales (C,) or (1,); vectors.
+
+    Rounding adds at most a half to each of the two quotients, so smaller pairs cannot, nor can opposite signs.
+    """
+    channels = first.shape[-2]
+    limits = np.broadcast_to((PAIR_LIMIT - 1) * scale * np.float32(1 - 1e-6), (channels,))[:, None]
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    step = max(1, _CHUNK * channels // max(1, first.size))
+    for start in range(0, channels, step):
+        a, b = first[..., start : start + step, :], second[..., start : start + step, :]
+        hot = np.nonzero((np.abs(a + b) > limits[start : start + step]) & ((a > 0) == (b > 0)))
+        found.append((np.abs(a[hot], dtype=np.float32), np.abs(b[hot], dtype=np.float32), hot[-2] + start))
+    if not found:
+        return np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
 
 
 def _codes_fit(first: np.ndarray, second: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(first / scale) + np.rint(second / scale) <= PAIR_LIMIT)
 
 
-def _pairs(w: np.ndarray, layout: PairLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first and the second element of each pair, and the channel it belongs to; vectors of equal length."""
+def _pairs(w: np.ndarray, layout: PairLayout) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the second element of each pair, both [..., channels, pairs]; views where the layout allows."""
     match layout:
         case PairLayout.COLUMNS:
             rows = np.swapaxes(w if w.ndim > 1 else w[:, None], -1, -2)
-            channels = rows.shape[-2]
         case PairLayout.ROWS:
-            rows, channels = w, w.shape[-2]
+            rows = w
         case PairLayout.CONV:
             rows = np.moveaxis(w, 1, -1).reshape(w.shape[0], -1)
-            channels = w.shape[0]
         case PairLayout.ANY:
-            return _largest_pairs(w)
-    first, second = rows[..., 0::2], rows[..., 1::2]
+            return _largest_pairs(w.reshape(w.shape[0], -1))
     # An odd last element has no partner and cannot exceed the limit alone.
-    first = first[..., : second.shape[-1]]
-    index = np.broadcast_to(np.arange(channels)[:, None], first.shape)
-    return first.reshape(-1), second.reshape(-1), index.reshape(-1)
+    second = rows[..., 1::2]
+    return rows[..., 0::2][..., : second.shape[-1]], second
 
 
-def _largest_pairs(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each index of axis 0 the two largest and the two smallest elements: no other pair of equal signs is worse."""
-    rows = w.reshape(w.shape[0], -1)
+def _largest_pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the two smallest and the two largest elements: no other pair of equal signs is worse."""
     if rows.shape[1] < 2:
-        return rows[:0].reshape(-1), rows[:0].reshape(-1), np.zeros(0, np.int64)
+        return rows[:, :0], rows[:, :0]
     ordered = np.partition(rows, (1, -2) if rows.shape[1] > 2 else 1, axis=1)
-    channel = np.arange(len(rows))
-    return (
-        np.concatenate([ordered[:, 0], ordered[:, -1]]),
-        np.concatenate([ordered[:, 1], ordered[:, -2]]),
-        np.concatenate([channel, channel]),
-    )
+    return ordered[:, [0, -1]], ordered[:, [1, -2]]

@@ -273,6 +273,21 @@ def test_other_float_inputs_and_strides() -> None:
     assert quantize(np.array(0.26), StaticQuant.per_tensor(DType.UINT8, 0.1)).item() == 3
 
 
+@pytest.mark.parametrize(
+    "q",
+    [
+        StaticQuant.per_tensor(DType.UINT8, 0.02, 100),
+        StaticQuant.per_axis(DType.INT8, np.linspace(0.01, 0.1, 700), 0),
+        StaticQuant.per_axis(DType.INT8, np.linspace(0.01, 0.1, 900), 1),
+        StaticQuant(DType.INT4, tuple(np.linspace(0.1, 1, 700 * 15).tolist()), (0,), 1, 64),
+    ],
+    ids=["tensor", "axis 0", "axis 1", "blocks"],
+)
+def test_large_tensors_are_cut_into_pieces(q: StaticQuant) -> None:
+    x = np.random.default_rng(8).standard_normal((700, 900)).astype(np.float32)
+    check_both_ways(x, q)
+
+
 def test_small_helpers() -> None:
     np.testing.assert_array_equal(round_half_even(np.array([0.5, 1.5, -2.5])), [0, 2, -2])
     np.testing.assert_array_equal(saturate(np.array([-200, 0, 300]), DType.INT8), np.array([-128, 0, 127], np.int8))
