@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import Remark as Remark
     from qir.api import RemarkKind as RemarkKind
     from qir.api import Verdict as Verdict
+    from qir.api import check as check
     from qir.api import load as load
     from qir.api import quantize as quantize
     from qir.api import save as save
@@ -42,6 +43,7 @@ _EXPORTS = {
     "Remark": "qir.api",
     "RemarkKind": "qir.api",
     "Verdict": "qir.api",
+    "check": "qir.api",
     "load": "qir.api",
     "quantize": "qir.api",
     "save": "qir.api",

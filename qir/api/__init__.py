@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import os
 
     from qir.ir import Model
+    from qir.report.check import CheckReport
     from qir.report.quantization import QuantizationReport
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Remark",
     "RemarkKind",
     "Verdict",
+    "check",
     "load",
     "quantize",
     "save",
@@ -84,10 +86,20 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> QuantizationReport:
-    """Quantize a float model, write it to ``output`` and measure it: see ``qir.api.quantizing.quantize`` for all options.
+    """Quantize a float model, write it to ``output`` and measure it; ``qir.api.quantizing.quantize`` has all options.
 
     ``calibration=`` is required: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds ...
     """
     from qir.api.quantizing import quantize as run
 
     return run(model, output, **options)
+
+
+def check(model: str | os.PathLike[str], golden: Any, **options: Any) -> CheckReport:
+    """Compare a model file with golden outputs, the runtime's optimisations on and off.
+
+    See ``qir.api.checking.check`` for all options: ``against=`` the float model, ``min_sqnr=`` in dB.
+    """
+    from qir.api.checking import check as run
+
+    return run(model, golden, **options)

@@ -64,7 +64,7 @@ def quantize(
     quantized = first_quantized_node(source)
     if quantized is not None:
         raise UnsupportedError(
-            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model it was made from"
+            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that it is from"
         )
     pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe)
     specs = input_specs(source)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from qir.errors import OptionError, QirError, suggest
 
@@ -23,8 +25,11 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, str] = {
     "quantize": "Quantize a float model and measure the result.",
     "opt": "Run passes over a model.",
+    "check": "Compare a model with its golden outputs.",
+    "golden": "Record golden outputs of a model, or show them.",
     "inspect": "Show what a model is made of.",
     "passes": "List the passes and presets, or describe one.",
+    "demo": "Quantize a bundled model and watch each stage.",
 }
 """Command name -> what `qir --help` says about it. The module is qir.cli.NAME, with `_` for `-`."""
 
@@ -39,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(arguments)
+        with _readable_warnings():
+            code = _run(arguments)
         sys.stdout.flush()
         return code
     except QirError as error:
@@ -57,6 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         traceback.print_exc()
         return _fail(f"this is a bug in qir {__version__}, please report it with the lines above", BUG)
+
+
+@contextmanager
+def _readable_warnings() -> Iterator[None]:
+    """Our own warnings are one line on stderr; Python's format names a line of our code, which helps nobody."""
+    with warnings.catch_warnings():
+        python_shows = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category.__module__.startswith("qir."):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                python_shows(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from qir.pipeline import PipelineResult, Remark, RemarkKind
 from qir.pipeline.remarks import remark_to_json
+from qir.report.check import output_lines, task_lines
 from qir.runtime.latency import LatencyComparison
 from qir.validation.metrics import Comparison, finite_db
 
@@ -115,27 +116,14 @@ class QuantizationReport:
             verdict = "faster" if self.latency.ratio >= 1 else "of float's speed: SLOWER"
             lines.append(
                 f"  latency   {self.latency.a_ms:.3f} -> {self.latency.b_ms:.3f} ms, one thread  "
-                f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to {self.latency.high:.2f})"
+                f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to "
+                f"{self.latency.high:.2f})"
             )
         lines.append(f"  accuracy  measured on {self.measured_on}")
         return lines
 
     def _outputs(self) -> list[str]:
-        lines = []
-        width = max((len(name) for name in self.accuracy.outputs), default=0)
-        for name, metrics in self.accuracy.outputs.items():
-            agreement = "" if metrics.agreement is None else f", {metrics.agreement:.2%} same decisions"
-            if metrics.is_float or metrics.shape_mismatches:
-                plain = self.accuracy_plain.outputs[name].sqnr_db
-                lines.append(
-                    f"    {name:{width}}  {metrics.sqnr_db:6.2f} dB SQNR ({plain:.2f} with optimisations off), "
-                    f"cosine {metrics.cosine:.5f}, max error {metrics.max_abs:.4g}{agreement}"
-                )
-            else:
-                lines.append(f"    {name:{width}}  {(agreement or ', no numbers to compare')[2:]}")
-        if self.accuracy.task_output is not None:
-            before, after = self.accuracy.reference_task.accuracy, self.accuracy.task.accuracy
-            lines.append(f"    labels: accuracy {before:.2%} -> {after:.2%} on {self.accuracy.task.count} decisions")
+        lines = [*output_lines(self.accuracy, self.accuracy_plain), *task_lines(self.accuracy)]
         if self.min_sqnr is not None:
             worst = min(self.accuracy.sqnr_min_db, self.accuracy_plain.sqnr_min_db)
             verdict = "reached" if self.passed else "NOT REACHED"

@@ -1,0 +1,147 @@
+"""`qir demo`: quantize a bundled golden model and watch each stage."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qir.cli.options import JsonFlag, print_json
+from qir.ir import Model
+from qir.pipeline import Instrument, Pass, Verdict
+from qir.pipeline.instruments import PassRun
+
+__all__ = ["demo"]
+
+DEFAULT = "resnet-shapes"
+STAGES = {
+    "widen-float16": "widened",
+    "canonicalize": "cleaned",
+    "convert-opset": "converted",
+    "fold-constants": "folded",
+    "fuse": "fused",
+    "legalize": "legalized",
+    "analyze-ranges": "ranges analysed",
+    "calibrate": "calibrated",
+    "quantize": "quantized",
+    "rescue": "rescued",
+    "place": "placed",
+    "emit-qdq": "emitted",
+}
+"""What a pass has done to the model, in a word; a pass that is not listed appears under its own name."""
+
+_ALWAYS = frozenset(STAGES) - {"widen-float16", "convert-opset", "fold-constants", "legalize", "rescue"}
+"""Stages with a line even where there was nothing to do."""
+
+_WIDTH = max(map(len, STAGES.values()))
+
+
+def demo(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help=f"A golden model; {DEFAULT} if not given.", show_default=False),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the golden models and leave.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Where to write the model; a temporary folder if not given."
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Quantize a golden model that comes with qir, stage by stage, and print the report.
+
+    Example: [bold]qir demo cnn-digits -o here/[/bold]
+    """
+    from qir import golden_models
+
+    if list_:
+        _list(json)
+        return
+    folder = golden_models.path(name or DEFAULT)
+    target = _folder(output)
+
+    from qir.api.quantizing import quantize
+    from qir.pipeline.progress import progress_bar
+
+    with progress_bar(sys.stderr) as (progress, bars):
+        report = quantize(
+            folder / "model.onnx",
+            target / f"{folder.name}.int8.onnx",
+            calibration=folder / "calib.npz",
+            golden=folder / "eval.npz",
+            latency_seconds=1.0,
+            progress=progress,
+            instruments=bars if json else [*bars, Stages(folder.name)],
+        )
+    if json:
+        print_json(report.to_json())
+        return
+    samples = report.accuracy.samples
+    typer.echo(f"{'validated':{_WIDTH}}  on {samples} samples that were not calibrated on, optimisations on and off\n")
+    typer.echo(str(report))
+
+
+class Stages(Instrument):
+    """A line on stdout for each stage, as soon as it is done."""
+
+    label = "stages"
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: set[str] = set()
+
+    def begin(self, model: Model, passes: tuple[Pass, ...]) -> None:
+        nodes = sum(1 for _ in model.walk())
+        parameters = sum(value.tensor.size for value in model.graph.initializers if value.tensor is not None)
+        _say("lowered", f"{self._name}: {nodes} nodes, {parameters:,} parameters, opset {model.opset()}")
+
+    def after_pass(self, run: PassRun) -> Verdict | None:
+        counts = ", ".join(f"{name} {_number(count)}" for name, count in run.result.statistics.items())
+        name = run.pass_.name
+        if counts or run.changed or (name in _ALWAYS and name not in self._seen):
+            _say(STAGES.get(name, name), counts or ("changed" if run.changed else "nothing to do"))
+        self._seen.add(name)
+        return None
+
+
+def _say(stage: str, what: str) -> None:
+    typer.echo(f"{stage:{_WIDTH}}  {what}")
+    sys.stdout.flush()
+
+
+def _number(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _list(json: bool) -> None:
+    from qir import golden_models
+    from qir.validation.golden import read_info
+
+    rows: list[dict[str, Any]] = []
+    for name in golden_models.names():
+        info = read_info(golden_models.path(name))
+        rows.append({"name": name, "description": info.get("description", ""), "default": name == DEFAULT})
+    if json:
+        print_json(rows)
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        typer.echo(f"{row['name']:{width}}  {row['description']}")
+
+
+def _folder(asked: Path | None) -> Path:
+    """Where the result goes. Raises OutputError where that folder cannot be made."""
+    if asked is None:
+        return Path(tempfile.mkdtemp(prefix="qir-demo-"))
+    try:
+        asked.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from qir.errors import OutputError
+
+        raise OutputError(f"{str(asked)!r} cannot be made a folder: {error.strerror}") from error
+    return asked
