@@ -184,6 +184,9 @@ class _Run:
             old = value._type
             if inferred is old or value._name == "":
                 self.types[value] = inferred
+            elif self.active:
+                # What is recorded in a function was true of all its calls then; this call may be a new one.
+                self.types[value] = inferred or old
             elif old is None or fresh_only:
                 self.types[value] = inferred
                 if old is not None and inferred != old:
@@ -240,6 +243,8 @@ class _Run:
                 return self.branches(view)
             case "Loop":
                 return self.loop(view)
+            case "SequenceMap":
+                return self.sequence_map(view)
             case _:
                 return self.scan(view)
 
@@ -307,6 +312,11 @@ class _Run:
         stacked = [_stacked(_unsymbolic(t), axis, length) for t, axis in zip(made, out_axes, strict=True)]
         return [*state, *stacked]
 
+    def sequence_map(self, view: NodeView) -> Sequence[Type | None]:
+        body: Graph = view.attr("body")
+        self.seed(body.inputs, [t.element if isinstance(t, SequenceType) else _plain(t) for t in view.types])
+        return [SequenceType(_unsymbolic(t)) for t in self.body_outputs(body)]
+
     def seed(self, inputs: Sequence[Value], types: Sequence[Type | None]) -> None:
         """Give a body's inputs the types of what is passed; what was recorded for them fills the gaps."""
         for value, type_ in zip(inputs, types, strict=False):
@@ -357,8 +367,11 @@ class _Run:
 
     def worklist(self, nodes: Iterable[Node]) -> None:
         """Nodes first in, first out, until nothing changes; one sweep in order if that does not settle soon."""
-        waiting: dict[Node, None] = {_outermost_in_main(n): None for n in nodes if n.graph is not None}
-        waiting = {n: None for n in waiting if _in_model(n, self.model)}
+        waiting: dict[Node, None] = {_outermost(n): None for n in nodes if n.graph is not None}
+        if any(node.graph is not self.model.graph for node in waiting):  # a function's body: all calls are concerned
+            self.graph(self.model.graph)
+            self.functions()
+            return
         queue = deque(waiting)
         settled = 2000 + 8 * len(queue)
         while queue:
@@ -377,7 +390,7 @@ class _Run:
                 if new == old and not (node.op in CONTENT_OPS and _may_be_shape(new)):
                     continue
                 for user in value.users:
-                    outermost = _outermost_in_main(user)
+                    outermost = _outermost(user)
                     if outermost not in waiting:
                         waiting[outermost] = None
                         queue.append(outermost)
@@ -392,23 +405,19 @@ class _Run:
                 self.report.changed += 1
 
 
-_BODY_OPS = frozenset({"If", "Loop", "Scan"})
+_BODY_OPS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 def _canonical(imports: Mapping[str, int]) -> dict[str, int]:
     return {"" if domain == "ai.onnx" else domain: version for domain, version in imports.items()}
 
 
-def _outermost_in_main(node: Node) -> Node:
+def _outermost(node: Node) -> Node:
     graph = node.graph
     while graph is not None and graph.owner is not None:
         node = graph.owner
         graph = node.graph
     return node
-
-
-def _in_model(node: Node, model: Model) -> bool:
-    return node.graph is model.graph
 
 
 def _may_be_shape(type_: Type | None) -> bool:

@@ -169,6 +169,12 @@ def test_functions_are_inferred_for_each_call() -> None:
     assert report.complete, str(report)
     assert (y.shape, z.shape) == (("N", 8), ("2*N", 8))
     assert made.shape == (None, 8)  # what both calls agree on
+    node = made.producer
+    assert node is not None
+    node.set_input(1, None)
+    node.set_inputs([a])
+    infer_after(net.model, [node])
+    assert (y.shape, z.shape, made.shape) == (("N", 4), ("N", 4), ("N", 4))
 
 
 def test_the_report_lists_what_is_unknown_wrong_or_contradicted() -> None:
