@@ -6,8 +6,6 @@ This is the hot loop of loading, hence the calls spared and the tables of what w
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from qir.errors import ModelError
 from qir.frontend.attributes import read_attribute
 from qir.frontend.external import ExternalFiles
@@ -29,12 +27,8 @@ _SHARED_KINDS = frozenset(
 )
 
 
-class _Pending(NamedTuple):
-    """A node whose operands and attributes are still to be read."""
-
-    node: Node
-    inputs: list[bytes]
-    attributes: list[bytes]
+_Pending = tuple[Node, list[bytes], list[bytes]]
+"""A node, and its operands and attributes, which are still to be read."""
 
 
 class GraphReader:
@@ -296,7 +290,7 @@ class GraphReader:
                 _read_node_metadata(node, metadata, verbatim)
             if verbatim:
                 node._extra = make_residue(verbatim)
-            pending.append(_Pending(node, inputs, attributes))
+            pending.append((node, inputs, attributes))
         return pending
 
     # What uses names

@@ -16,6 +16,7 @@ from qir.ir import DType, ExternalLocation, SparseTensor, Tensor
 
 __all__ = ["Span", "read_sparse_tensor", "read_tensor"]
 
+_DTYPES = {dtype.code: dtype for dtype in DType}
 # float_data, int32_data, string_data, int64_data, double_data, uint64_data; numbers packed or one by one.
 _TYPED_KEYS = frozenset({0x22, 0x25, 0x28, 0x2A, 0x32, 0x38, 0x3A, 0x51, 0x52, 0x58, 0x5A})
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -39,9 +40,11 @@ def read_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> Tensor:
     metadata: list[bytes] = []
     metadata_fields: list[bytes] = []
     verbatim: list[bytes] = []
-    for field in fields(buffer, *span):
+    for field in fields(buffer, span[0], span[1]):
         key, head, begin, end = field
-        if key == 0x08 or key == 0x0A:
+        if key == 0x08 and end == begin + 1:
+            shape.append(buffer[begin])
+        elif key == 0x08 or key == 0x0A:
             shape += varints(buffer, field)
         elif key == 0x10:
             code = read_varint(buffer, begin)[0]
@@ -62,7 +65,9 @@ def read_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> Tensor:
             metadata_fields.append(buffer[head:end])
         else:
             verbatim.append(buffer[head:end])
-    dtype = _dtype(code, name)
+    dtype = _DTYPES.get(code)
+    if dtype is None:
+        raise ModelError(f"tensor {name!r} has the unknown element type {code}: it needs a newer qir")
     dims = tuple(shape)
     if dims and min(dims) < 0:
         raise ModelError(f"tensor {name!r} has the impossible shape {list(dims)}: the model is damaged")
@@ -103,13 +108,6 @@ def read_sparse_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> S
     if values is None or indices is None:
         raise ModelError("a sparse tensor has no values or no indices: the model is damaged, export it again")
     return SparseTensor(values, indices, tuple(dims), make_residue(verbatim))
-
-
-def _dtype(code: int, name: str) -> DType:
-    try:
-        return DType.from_code(code)
-    except KeyError:
-        raise ModelError(f"tensor {name!r} has the unknown element type {code}: it needs a newer qir") from None
 
 
 def _typed_data(proto: TensorProto, dtype: DType, dims: tuple[int, ...], name: str) -> np.ndarray | bytes:

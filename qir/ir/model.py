@@ -27,8 +27,8 @@ class Model:
     """What one ONNX file holds.
 
     ``ir_version`` None means: what the features in use need. ``opset_imports`` maps domain to version; the default
-    domain is ``""``. ``default_domain_spelling`` keeps a file's "ai.onnx". ``extra`` is the residue of the ModelProto
-    (training info, device configurations, unknown fields).
+    domain is ``""``. ``extra`` is the residue of the ModelProto (training info, device configurations, the spelling
+    "ai.onnx" of the default domain, unknown fields).
     """
 
     __slots__ = (
