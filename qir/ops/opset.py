@@ -1,8 +1,9 @@
 """Opset conversion of the default domain, upwards, on the IR.
 
-Our own adapters are the only path. onnx.version_converter works on whole ModelProtos: it would need stub weights, loses
-names, metadata and provenance, does not enter bodies, refuses local functions, and renumbers some ops whose meaning
-changed. An adapter here edits the one node that it is about, so nothing else can get lost.
+Our own adapters are the only path. onnx.version_converter (1.23) works on whole ModelProtos, so it would need stub
+weights; it loses node metadata and all local functions, whose calls it leaves behind, and it changes numbers without a
+word: a Resize of opset 10 comes out with the coordinates of opset 11. An adapter here edits the one node that it is
+about, so nothing else can get lost, and what has no adapter is an error.
 
 What a node needs for a step is decided by comparing the op's two schemas. The same inputs, outputs and attributes with
 wider types, new optional ones allowed, need nothing; a changed default is written out; everything else needs an
@@ -143,6 +144,11 @@ def _convert_node(model: Model, node: Node, version: int, to: int, conversion: C
         # The node, or what replaced it, and all that was put beside it.
         beside = graph.nodes.first if previous is None else previous.next
         while beside is not following and beside is not None:
+            if to < 12 and "value_ints" in beside.attributes:
+                raise UnsupportedError(
+                    f"{first} {node.label!r} cannot be converted to opset {to}: an attribute of the enclosing function "
+                    "becomes an input, which needs opset 12 at least"
+                )
             conversion.nodes.append(beside)
             beside = beside.next
 

@@ -191,6 +191,15 @@ def _sizes(model: str, value: str, shape: list[int | None]) -> list[int]:
     return [d if d is not None else 1 if axis == 0 else spatial for axis, d in enumerate(shape)]
 
 
+def _slice_9_in_function() -> Model:
+    inner = Graph("f")
+    attributes = {name: Attribute(name, AttrKind.INTS, None, ref=name) for name in ("starts", "ends")}
+    inner.add_output(inner.add_node("Slice", [inner.add_input("a")], attributes).output)
+    model = Model(Graph("g"), {"": 9, "local": 1}, 8)
+    model.add_function(Function("local", "Cut", inner, attributes=("starts", "ends"), opset_imports={"": 9}))
+    return model
+
+
 def test_bodies_and_functions_are_converted_too() -> None:
     graph = Graph("g")
     x = graph.add_input("x", TensorType(DType.FLOAT, (2, 3)))
@@ -212,6 +221,8 @@ def test_bodies_and_functions_are_converted_too() -> None:
     graph.add_output(shrunk.output).value.type = TensorType(DType.FLOAT, (3,))
     graph.add_output(chosen.output).value.type = TensorType(DType.FLOAT, (None, None, None))
     before = model.clone()
+    with pytest.raises(UnsupportedError, match="needs opset 12 at least"):
+        convert_opset(_slice_9_in_function(), 11)
     conversion = convert_opset(model, 13)
     verify_schemas(model)
     assert sum(conversion.adapted.values()) == 3

@@ -16,6 +16,7 @@ from qir.frontend import import_model, load
 from qir.ir import DType, Model, TensorType
 from qir.ops.onnx_inference import type_of_proto
 from qir.ops.shape_inference import infer
+from qir.ops.verifier import verify_schemas
 from tests.conformance.cases import cases
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
@@ -64,6 +65,7 @@ def test_node_cases_have_the_shapes_that_they_ship() -> None:
     wrong, static, untyped, problems = [], 0, set(), {}
     for case in node_cases():
         model = import_model(case.model)
+        verify_schemas(model)
         forget(model)
         report = infer(model)
         if report.problems:
@@ -95,6 +97,7 @@ def test_never_less_static_nor_other_than_onnx(source: str) -> None:
         except Exception:  # onnx refuses some of its own cases
             continue
         model = import_model(case.model)
+        verify_schemas(model)
         forget(model)
         infer(model)
         ours = {value.name: value.type for value in model.graph.values()}
