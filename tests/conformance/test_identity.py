@@ -29,7 +29,7 @@ ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 @pytest.mark.parametrize("source", SOURCES)
 def test_onnx_cases_come_back(source: str) -> None:
     failures: list[str] = []
-    seen = run = 0
+    seen = run = unrunnable = 0
     for case in cases(source):
         seen += 1
         if case.name in EXCEPTIONS:
@@ -45,11 +45,13 @@ def test_onnx_cases_come_back(source: str) -> None:
             try:
                 found = _run_difference(case, exported)
             except QirError:
-                continue  # no runtime here runs the original
+                unrunnable += 1  # no runtime here runs the original
+                continue
             run += 1
             if found:
                 failures.append(f"{case.name}: {found}")
-    print(f"{source}: {seen} cases, {run} of them run")
+    print(f"{source}: {seen} cases, {run} run, {unrunnable} that nothing here runs")
+    assert unrunnable <= seen // 20
     assert run >= seen // SAMPLE // 2 or source == "light"
     assert not failures, f"{len(failures)} of {seen} cases ({run} run):\n" + "\n".join(failures[:40])
     assert seen >= LEAST[source]
