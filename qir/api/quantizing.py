@@ -60,6 +60,7 @@ def quantize(
     output = None if output is None else Path(output)
     if output is not None:
         _check_writable(output)
+        _check_inputs_survive(output, model, calibration, golden)
     source = model if isinstance(model, Model) else load(model)
     quantized = first_quantized_node(source)
     if quantized is not None:
@@ -162,6 +163,13 @@ def _check_writable(path: Path) -> None:
         raise OutputError(f"{str(path)!r} cannot be written: there is no folder {str(folder)!r}")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OutputError(f"{str(path)!r} cannot be written: permission denied")
+
+
+def _check_inputs_survive(output: Path, *sources: Any) -> None:
+    for source in sources:
+        if isinstance(source, (str, os.PathLike)) and output.exists() and Path(source).exists():
+            if output.samefile(source):
+                raise OutputError(f"{str(output)!r} would overwrite what it is made from: name another file to write")
 
 
 def _size(model: Model) -> int:
