@@ -111,6 +111,9 @@ class _Run:
         self.after_edit = False
         self.replaced: set[Value] = set()
         """Values whose old type was wrong after an edit: recorded types downstream of them mean nothing."""
+        self.misfits: dict[Node, str] = {}
+        self.unknown_nodes: set[Node] = set()
+        self.contradictions: dict[Value, Contradiction] = {}
         self.calls: dict[Function, list[dict[Value, Type | None]]] = {}
         self.active: list[Function] = []
         self.depth = 0
@@ -171,12 +174,15 @@ class _Run:
     def node(self, node: Node) -> None:
         """Infer one node and merge what was recorded for its outputs."""
         self.report.visited += 1
+        if not self.active:
+            # A second visit, in a loop's next round or after an edit upstream, overrules the first.
+            self.misfits.pop(node, None)
         try:
             found = self.outputs(node)
         except Unknown:
             found = ()
         except RuleError as error:
-            self.report.problems[node.label] = f"{node.op}: {error}"
+            self.misfits[node] = f"{node.op}: {error}"
             found = ()
         fresh_only = self.after_edit and any(use is not None and use._value in self.replaced for use in node._uses)
         for index, value in enumerate(node._outputs):
@@ -203,7 +209,7 @@ class _Run:
         if self.after_edit:
             self.replaced.add(value)
         else:
-            self.report.contradictions.append(Contradiction(value.name, old, inferred, node.label))
+            self.contradictions[value] = Contradiction(value.name, old, inferred, node.label)
         return inferred
 
     def outputs(self, node: Node) -> Sequence[Type | None]:
@@ -233,7 +239,7 @@ class _Run:
     def unknown(self, node: Node) -> None:
         for body in node.bodies:
             self.graph(body)
-        self.report.unknown_ops[f"{node.domain}.{node.op}" if node.domain else node.op] += 1
+        self.unknown_nodes.add(node)
 
     # Bodies
 
@@ -396,7 +402,11 @@ class _Run:
                         queue.append(outermost)
 
     def commit(self) -> None:
-        """Write what changed to the values."""
+        """Write what changed to the values, and what was found to the report."""
+        self.report.contradictions = list(self.contradictions.values())
+        self.report.problems = {node.label: reason for node, reason in self.misfits.items()}
+        for node in self.unknown_nodes:
+            self.report.unknown_ops[f"{node.domain}.{node.op}" if node.domain else node.op] += 1
         for value, type_ in self.types.items():
             if type_ is None and value._name and value._producer is not None:
                 self.report.untyped.append(value._name)

@@ -253,6 +253,20 @@ def test_an_edit_of_shape_arithmetic_reaches_the_reshape() -> None:
     assert y.shape == ("N", 8, 3)
 
 
+def test_edited_nodes_may_come_in_any_order() -> None:
+    """While its operand is not inferred again yet, a node may seem not to fit: that is not reported."""
+    net = Net()
+    x = net.input("x", "N", 8)
+    first = net.graph.add_node("Transpose", [x], {"perm": [0, 1]})
+    product = net.graph.add_node("MatMul", [first.output, net.graph.add_constant(np.zeros((8, 4), np.float32))])
+    infer(net.model)
+    first.set_input(0, net.input("wide", "N", 9))
+    product.set_input(1, net.graph.add_constant(np.zeros((9, 5), np.float32)))
+    report = infer_after(net.model, [product, first])
+    assert report.complete, str(report)
+    assert product.output.shape == ("N", 5)
+
+
 def test_a_wide_diamond_ladder_stays_linear_after_an_edit() -> None:
     net = Net()
     y = net.input("x", "N", 8)
