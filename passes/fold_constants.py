@@ -248,9 +248,20 @@ class _Folder:
                 operands.update(dict.fromkeys(value for value in node.inputs if value is not None))
                 node.erase()
                 self.result.count("folded-node")
-        for value in operands:
-            if value.is_initializer and not value.uses and not value.is_input and value.graph is not None:
-                value.graph.remove_initializer(value)
+        self.remove_unread(list(operands))
+
+    def remove_unread(self, values: list[Value]) -> None:
+        """Remove constants that nobody reads any more, and pure nodes, such as a Shape whose axis has been taken."""
+        while values:
+            value = values.pop()
+            node, graph = value.producer, value.graph
+            if graph is None or any(output.uses for output in ([value] if node is None else node.outputs)):
+                continue
+            if node is not None and is_pure(node, self.model.functions):
+                values += [operand for operand in node.inputs if operand is not None]
+                node.erase()
+            elif value.is_initializer and not value.is_input:
+                graph.remove_initializer(value)
 
 
 def _replace(node: Node, value: Value, array: np.ndarray) -> None:

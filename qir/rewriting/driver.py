@@ -99,9 +99,10 @@ class _Driver:
             self.max_rounds = 1000 + 2 * size
         while self.queue:
             node = self.queue.popleft()
-            self.queued.discard(node)
-            if node.graph is not None:
-                self.visit(node)
+            if node in self.queued:  # else it was visited out of turn
+                self.queued.discard(node)
+                if node.graph is not None:
+                    self.visit(node)
         for constant in self.orphans:
             graph = constant.graph
             if constant.is_initializer and not constant.uses and not constant.is_input and graph is not None:
@@ -113,6 +114,11 @@ class _Driver:
         if node not in self.queued and self.rules_for(node):
             self.queued.add(node)
             self.queue.append(node)
+
+    def hurry(self, nodes: Sequence[Node]) -> None:
+        """Visit these next: a rewrite's own results first, so that one that grows without end is soon found out."""
+        first = [node for node in nodes if node in self.queued]
+        self.queue.extendleft(reversed(first))
 
     def rules_for(self, node: Node) -> Sequence[Rule]:
         return self.by_root.get(("" if node.domain == "ai.onnx" else node.domain, node.op), ())
@@ -159,6 +165,7 @@ class _Driver:
             if value.is_initializer:
                 self.orphans[value] = None
         self.wake([*changed, *readers], operands, graph)
+        self.hurry(changed)
 
     def replace(self, match: Match, pairs: Mapping[Value, Value]) -> tuple[list[Node], list[Node]]:
         """Let the readers of the old results read the new; returns the new or edited nodes, and the readers."""

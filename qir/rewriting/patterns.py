@@ -158,7 +158,8 @@ class OneOf(Pattern):
 
 
 class Rest(Pattern):
-    """All remaining operands, none included; each must fit ``each``. Bound to ``name`` as a tuple."""
+    """All remaining operands, none included, bound to ``name`` as a tuple; each must fit ``each``, in which names are
+    of no use, since they would have to be the same for all."""
 
     __slots__ = ("each", "name")
 
@@ -173,8 +174,16 @@ class Rest(Pattern):
         elif self.each is None:
             yield from search.bind_rest(self.name, present)
         else:
-            for _ in _in_turn([(self.each, value) for value in present], search):
+            for _ in self._match_each(self.each, present, search):
                 yield from search.bind_rest(self.name, present)
+
+    def _match_each(self, each: Pattern, values: tuple[Value, ...], search: Search) -> Iterator[None]:
+        if not values:
+            yield
+            return
+        for _ in each.match(values[0], search):
+            with search.apart():  # the next operand is matched afresh, though by the same pattern object
+                yield from self._match_each(each, values[1:], search)
 
     @property
     def depth(self) -> int:

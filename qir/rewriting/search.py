@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from qir.ir import Graph, Node, Value
 
@@ -67,6 +68,13 @@ class Search:
         yield
         if name and known is None:
             del self.rests[name]
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within the block, pattern objects that have matched may match other values."""
+        outside, self._by_pattern = self._by_pattern, {}
+        yield
+        self._by_pattern = outside
 
     def enter(self, pattern: object, name: str, node: Node) -> Iterator[None]:
         """Yield with the node among those matched."""

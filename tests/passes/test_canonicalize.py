@@ -46,7 +46,10 @@ def test_one_value_under_two_output_names_needs_its_identity() -> None:
         ("%a = Transpose(%x) {perm=[0, 1, 2]}", 17),
         ("@p: s64[6] = [0, 0, 0, 0, 0, 0]\n%a = Pad(%x, @p)", 17),
         ("%a = Pad(%x) {pads=[0, 0, 0, 0, 0, 0]}", 9),
-        ("@b: s64[2] = [0, 0]\n@e: s64[2] = [3, 9223372036854775807]\n@d: s64[2] = [1, -1]\n%a = Slice(%x, @b, @e, @d)", 17),
+        (
+            "@b: s64[2] = [0, 0]\n@e: s64[2] = [3, 9223372036854775807]\n@d: s64[2] = [1, -1]\n%a = Slice(%x, @b, @e, @d)",
+            17,
+        ),
         ("%a = Slice(%x) {axes=[2], ends=[4], starts=[0]}", 9),
         ("%a = Concat(%x) {axis=1}", 17),
         ("@s: s64[2] = [1, 4]\n%a = Expand(%x, @s)", 17),
@@ -72,8 +75,11 @@ def test_what_does_nothing_goes(line: str, opset: int) -> None:
         ("@s: s64[3] = [2, 4, 3]\n%a = Reshape(%x, @s)", 17),
         ("%a = Transpose(%x) {perm=[0, 2, 1]}", 17),
         ("@b: s64[1] = [0]\n@e: s64[1] = [2]\n@d: s64[1] = [1]\n%a = Slice(%x, @b, @e, @d)", 17),
-        ("@b: s64[1] = [-1]\n@e: s64[1] = [-9223372036854775807]\n@d: s64[1] = [1]\n@t: s64[1] = [-1]\n"
-         "%a = Slice(%x, @b, @e, @d, @t)", 17),
+        (
+            "@b: s64[1] = [-1]\n@e: s64[1] = [-9223372036854775807]\n@d: s64[1] = [1]\n@t: s64[1] = [-1]\n"
+            "%a = Slice(%x, @b, @e, @d, @t)",
+            17,
+        ),
         ("@s: s64[4] = [1, 1, 1, 1]\n%a = Expand(%x, @s)", 17),
         ("@d: s64[1] = [0]\n@e: s64[1] = [1]\n%b = Unsqueeze(%x, @d)\n%a = Squeeze(%b)", 17),
         ("%a = Max(%x)", 17),
@@ -120,7 +126,12 @@ def test_a_zero_in_a_reshape_chain_copies_the_middle_shape() -> None:
     assert [node.op for node in model.graph.nodes] == ["Reshape"]
     assert_close(outputs(model, feed), expected)
     # Unknown middle axis: the 0 means something that only the middle shape knows.
-    stays(PASS, graph("@s: s64[2] = [-1, 4]\n@t: s64[3] = [0, 2, 2]\n%a = Reshape(%x, @s)\n%y = Reshape(%a, @t)", "%x: f32[N,M]"))
+    stays(
+        PASS,
+        graph(
+            "@s: s64[2] = [-1, 4]\n@t: s64[3] = [0, 2, 2]\n%a = Reshape(%x, @s)\n%y = Reshape(%a, @t)", "%x: f32[N,M]"
+        ),
+    )
 
 
 def test_equal_computations_are_merged_across_a_chain() -> None:
@@ -162,7 +173,10 @@ def test_duplicate_constants_are_merged_bit_by_bit() -> None:
     )
     stays(PASS, graph("@a: f32[1] = [0.0]\n@b: f32[1] = [-0.0]\n%c = Add(%x, @a)\n%y = Mul(%c, @b)", "%x: f32[2]"))
     stays(PASS, graph("@a: f32[1] = [1.0]\n@b: f32[1,1] = [1.0]\n%c = Add(%x, @a)\n%y = Mul(%c, @b)", "%x: f32[2,2]"))
-    stays(PASS, graph("@a: f32[1] q=s8(0.1, 0) = [1.0]\n@b: f32[1] = [1.0]\n%c = Add(%x, @a)\n%y = Mul(%c, @b)", "%x: f32[2]"))
+    stays(
+        PASS,
+        graph("@a: f32[1] q=s8(0.1, 0) = [1.0]\n@b: f32[1] = [1.0]\n%c = Add(%x, @a)\n%y = Mul(%c, @b)", "%x: f32[2]"),
+    )
 
 
 def test_a_constant_that_only_an_annotation_names_stays() -> None:

@@ -220,10 +220,16 @@ def test_an_affine_before_goes_where_padding_does_not_mind(
 
 def test_an_affine_before_a_gemm_and_a_transposed_convolution() -> None:
     weights = {"w": random(5, 4), "c": random(4)}
-    check(build([("Add", ["x", "c"], "a"), ("Gemm", ["a", "w"], "y", {"transB": 1, "alpha": 0.5})], (3, 4), weights), ["Gemm"])
+    check(
+        build([("Add", ["x", "c"], "a"), ("Gemm", ["a", "w"], "y", {"transB": 1, "alpha": 0.5})], (3, 4), weights),
+        ["Gemm"],
+    )
     weights = {"w": random(4, 3, 2, 2), "c": random(4, 1, 1)}
     attributes = {"group": 2}
-    check(build([("Mul", ["x", "c"], "a"), ("ConvTranspose", ["a", "w"], "y", attributes)], (1, 4, 3, 3), weights), ["ConvTranspose"])
+    check(
+        build([("Mul", ["x", "c"], "a"), ("ConvTranspose", ["a", "w"], "y", attributes)], (1, 4, 3, 3), weights),
+        ["ConvTranspose"],
+    )
     check(
         build([("Add", ["x", "c"], "a"), ("ConvTranspose", ["a", "w"], "y", attributes)], (1, 4, 3, 3), weights),
         ["Add", "ConvTranspose"],
@@ -292,10 +298,30 @@ def number(value: float) -> np.ndarray:
 
 SWISH: dict[str, list[Node]] = {
     "sigmoid": [("HardSigmoid", ["x"], "s", {"alpha": 1 / 6, "beta": 0.5}), ("Mul", ["x", "s"], "y")],
-    "div-in": [("Add", ["x", "3"], "a"), ("Clip", ["a", "0", "6"], "c"), ("Div", ["c", "6"], "d"), ("Mul", ["d", "x"], "y")],
-    "div-out": [("Add", ["3", "x"], "a"), ("Clip", ["a", "0", "6"], "c"), ("Mul", ["x", "c"], "d"), ("Div", ["d", "6"], "y")],
-    "mul-out": [("Add", ["x", "3"], "a"), ("Clip", ["a", "0", "6"], "c"), ("Mul", ["x", "c"], "d"), ("Mul", ["d", "1/6"], "y")],
-    "mul-x": [("Add", ["x", "3"], "a"), ("Clip", ["a", "0", "6"], "c"), ("Mul", ["x", "1/6"], "d"), ("Mul", ["d", "c"], "y")],
+    "div-in": [
+        ("Add", ["x", "3"], "a"),
+        ("Clip", ["a", "0", "6"], "c"),
+        ("Div", ["c", "6"], "d"),
+        ("Mul", ["d", "x"], "y"),
+    ],
+    "div-out": [
+        ("Add", ["3", "x"], "a"),
+        ("Clip", ["a", "0", "6"], "c"),
+        ("Mul", ["x", "c"], "d"),
+        ("Div", ["d", "6"], "y"),
+    ],
+    "mul-out": [
+        ("Add", ["x", "3"], "a"),
+        ("Clip", ["a", "0", "6"], "c"),
+        ("Mul", ["x", "c"], "d"),
+        ("Mul", ["d", "1/6"], "y"),
+    ],
+    "mul-x": [
+        ("Add", ["x", "3"], "a"),
+        ("Clip", ["a", "0", "6"], "c"),
+        ("Mul", ["x", "1/6"], "d"),
+        ("Mul", ["d", "c"], "y"),
+    ],
 }
 NUMBERS = {"0": number(0), "3": number(3), "6": number(6), "1/6": number(1 / 6)}
 
@@ -319,25 +345,57 @@ def test_what_is_no_hard_swish() -> None:
 
 GELU: dict[str, list[Node]] = {
     "erf": [
-        ("Div", ["x", "r2"], "a"), ("Erf", ["a"], "b"), ("Add", ["b", "1"], "c"), ("Mul", ["x", "c"], "d"), ("Mul", ["d", ".5"], "y"),
+        ("Div", ["x", "r2"], "a"),
+        ("Erf", ["a"], "b"),
+        ("Add", ["b", "1"], "c"),
+        ("Mul", ["x", "c"], "d"),
+        ("Mul", ["d", ".5"], "y"),
     ],
     "erf-half-first": [
-        ("Mul", ["x", "1/r2"], "a"), ("Erf", ["a"], "b"), ("Add", ["1", "b"], "c"), ("Mul", [".5", "x"], "d"), ("Mul", ["d", "c"], "y"),
+        ("Mul", ["x", "1/r2"], "a"),
+        ("Erf", ["a"], "b"),
+        ("Add", ["1", "b"], "c"),
+        ("Mul", [".5", "x"], "d"),
+        ("Mul", ["d", "c"], "y"),
     ],
     "erf-half-inside": [
-        ("Mul", ["x", "1/r2"], "a"), ("Erf", ["a"], "b"), ("Add", ["1", "b"], "c"), ("Mul", ["c", ".5"], "d"), ("Mul", ["x", "d"], "y"),
+        ("Mul", ["x", "1/r2"], "a"),
+        ("Erf", ["a"], "b"),
+        ("Add", ["1", "b"], "c"),
+        ("Mul", ["c", ".5"], "d"),
+        ("Mul", ["x", "d"], "y"),
     ],
     "tanh-pow": [
-        ("Pow", ["x", "3"], "a"), ("Mul", ["a", "k"], "b"), ("Add", ["x", "b"], "c"), ("Mul", ["c", "r"], "d"), ("Tanh", ["d"], "e"),
-        ("Add", ["e", "1"], "f"), ("Mul", ["x", ".5"], "g"), ("Mul", ["g", "f"], "y"),
+        ("Pow", ["x", "3"], "a"),
+        ("Mul", ["a", "k"], "b"),
+        ("Add", ["x", "b"], "c"),
+        ("Mul", ["c", "r"], "d"),
+        ("Tanh", ["d"], "e"),
+        ("Add", ["e", "1"], "f"),
+        ("Mul", ["x", ".5"], "g"),
+        ("Mul", ["g", "f"], "y"),
     ],
     "tanh-products": [
-        ("Mul", ["x", "x"], "a0"), ("Mul", ["a0", "x"], "a"), ("Mul", ["k", "a"], "b"), ("Add", ["b", "x"], "c"), ("Mul", ["r", "c"], "d"),
-        ("Tanh", ["d"], "e"), ("Add", ["1", "e"], "f"), ("Mul", ["x", "f"], "g"), ("Mul", [".5", "g"], "y"),
+        ("Mul", ["x", "x"], "a0"),
+        ("Mul", ["a0", "x"], "a"),
+        ("Mul", ["k", "a"], "b"),
+        ("Add", ["b", "x"], "c"),
+        ("Mul", ["r", "c"], "d"),
+        ("Tanh", ["d"], "e"),
+        ("Add", ["1", "e"], "f"),
+        ("Mul", ["x", "f"], "g"),
+        ("Mul", [".5", "g"], "y"),
     ],
     "tanh-factored": [
-        ("Mul", ["x", "r"], "a"), ("Mul", ["x", "x"], "b"), ("Mul", ["b", "k"], "c"), ("Add", ["c", "1"], "d"), ("Mul", ["a", "d"], "e"),
-        ("Tanh", ["e"], "f"), ("Add", ["f", "1"], "g"), ("Mul", ["x", "g"], "h"), ("Div", ["h", "2"], "y"),
+        ("Mul", ["x", "r"], "a"),
+        ("Mul", ["x", "x"], "b"),
+        ("Mul", ["b", "k"], "c"),
+        ("Add", ["c", "1"], "d"),
+        ("Mul", ["a", "d"], "e"),
+        ("Tanh", ["e"], "f"),
+        ("Add", ["f", "1"], "g"),
+        ("Mul", ["x", "g"], "h"),
+        ("Div", ["h", "2"], "y"),
     ],
 }
 GELU_NUMBERS = {
@@ -380,7 +438,9 @@ NORM_WEIGHTS = {"two": number(2), "eps": number(1e-5), "g": random(6), "b": rand
 
 
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize(("square", "end", "bias"), [("Pow", "Div", True), ("Mul", "Reciprocal", True), ("Mul", "Div", False)])
+@pytest.mark.parametrize(
+    ("square", "end", "bias"), [("Pow", "Div", True), ("Mul", "Reciprocal", True), ("Mul", "Div", False)]
+)
 def test_layer_norm_in_its_forms(opset: int, square: str, end: str, bias: bool) -> None:
     weights = NORM_WEIGHTS | ({"ax": np.array([2], np.int64)} if opset >= 18 else {})
     weights = weights if bias else {name: array for name, array in weights.items() if name != "b"}
