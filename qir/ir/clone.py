@@ -10,7 +10,7 @@ from qir.ir.model import Clone, Model
 from qir.ir.node import Node
 from qir.ir.value import Use, Value
 
-__all__ = ["clone_graph", "clone_model"]
+__all__ = ["clone_graph", "clone_model", "clone_node", "clone_value"]
 
 
 def clone_model(model: Model) -> Clone:
@@ -46,51 +46,64 @@ def clone_graph(graph: Graph, state: EditState, values: dict[Value, Value], node
     copy = Graph(graph.name, state)
     copy._doc, copy._extra, copy._metadata = graph._doc, graph._extra, graph._metadata
     for value in graph.inputs:
-        values[value] = _clone_value(value, state, copy)
+        values[value] = clone_value(value, state, copy)
     for value in graph.initializers:
         if value not in values:
-            values[value] = _clone_value(value, state, copy)
+            values[value] = clone_value(value, state, copy)
         copy._initializers.link(values[value])
     _assign_inputs(copy, tuple(values[value] for value in graph.inputs))
     # Results first: a graph may be out of order.
     for node in graph.nodes:
-        made = _clone_node(node, state)
-        nodes[node] = made
-        made._graph = copy
-        copy._nodes.link(made)
-        results = []
-        for value in node.outputs:
-            result = values[value] = _clone_value(value, state, None)
-            result._producer, result._index = made, value.index
-            results.append(result)
-        made._outputs = tuple(results)
+        _clone_results(node, copy, values, nodes)
     for node in graph.nodes:
-        made = nodes[node]
-        made._uses = [None if use is None else _clone_use(use, made, values) for use in node.uses]
-        made._attributes = {
-            name: _clone_attribute(attribute, made, state, values, nodes) for name, attribute in node.attributes.items()
-        }
+        _clone_operands(node, values, nodes)
     copy._outputs = tuple(_clone_use(use, copy, values) for use in graph.output_uses)
     for value in graph.recorded_types:
         if value in values:
             copy.recorded_types[values[value]] = None
         elif value.graph is None and value.producer is None:  # an entry of the file that belongs to no value
-            copy.recorded_types[_clone_value(value, state, None)] = None
+            copy.recorded_types[clone_value(value, state, None)] = None
     return copy
 
 
-def _clone_value(value: Value, state: EditState, graph: Graph | None) -> Value:
+def clone_node(node: Node, graph: Graph, values: dict[Value, Value], nodes: dict[Node, Node]) -> Node:
+    """A copy of a node at the end of ``graph``, reading what ``values`` maps its operands to; see ``clone_graph``."""
+    made = _clone_results(node, graph, values, nodes)
+    _clone_operands(node, values, nodes)
+    return made
+
+
+def _clone_results(node: Node, graph: Graph, values: dict[Value, Value], nodes: dict[Node, Node]) -> Node:
+    state = graph._state
+    made = Node(state, node.op, node.domain, node.overload, node.name)
+    for slot in ("_metadata", "_doc", "_extra", "_kernel", "_region", "_provenance"):
+        setattr(made, slot, getattr(node, slot))
+    nodes[node] = made
+    made._graph = graph
+    graph._nodes.link(made)
+    results = []
+    for value in node.outputs:
+        result = values[value] = clone_value(value, state, None)
+        result._producer, result._index = made, value.index
+        results.append(result)
+    made._outputs = tuple(results)
+    return made
+
+
+def _clone_operands(node: Node, values: dict[Value, Value], nodes: dict[Node, Node]) -> None:
+    made = nodes[node]
+    made._uses = [None if use is None else _clone_use(use, made, values) for use in node.uses]
+    made._attributes = {
+        name: _clone_attribute(attribute, made, made._state, values, nodes)
+        for name, attribute in node.attributes.items()
+    }
+
+
+def clone_value(value: Value, state: EditState, graph: Graph | None) -> Value:
     copy = Value(state, value.name, value.type)
     copy._graph = graph
     for slot in ("_const", "_range", "_observed", "_quant", "_frozen", "_metadata", "_doc", "_extra", "_annotation"):
         setattr(copy, slot, getattr(value, slot))
-    return copy
-
-
-def _clone_node(node: Node, state: EditState) -> Node:
-    copy = Node(state, node.op, node.domain, node.overload, node.name)
-    for slot in ("_metadata", "_doc", "_extra", "_kernel", "_region", "_provenance"):
-        setattr(copy, slot, getattr(node, slot))
     return copy
 
 
