@@ -17,10 +17,7 @@ from qir.rewriting.edits import add_constant, constant_of, is_annotated, is_pure
 
 __all__ = ["FoldConstants"]
 
-_COMPUTABLE = frozenset(
-    (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BOOL, DType.INT8, DType.INT16, DType.INT32, DType.INT64)
-    + (DType.UINT8, DType.UINT16, DType.UINT32, DType.UINT64)
-)
+_COMPUTABLE = frozenset(DType.from_text(text) for text in "f16 f32 f64 bool s8 s16 s32 s64 u8 u16 u32 u64".split())
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ class _Linear:
     def _channels(node: Node, weight: np.ndarray) -> int:
         match node.op:
             case "Conv":
-                return weight.shape[0]
+                return int(weight.shape[0])
             case "ConvTranspose":
                 return int(weight.shape[1] * node.get("group", 1))
             case _:
-                return weight.shape[0 if node.get("transB", 0) else 1]
+                return int(weight.shape[0 if node.get("transB", 0) else 1])
 
     @property
     def channels(self) -> int:
@@ -70,9 +70,9 @@ class _Linear:
             case "Conv":
                 return int(self.weight.shape[1] * self.node.get("group", 1))
             case "ConvTranspose":
-                return self.weight.shape[0]
+                return int(self.weight.shape[0])
             case _:
-                return self.weight.shape[1 if self.node.get("transB", 0) else 0]
+                return int(self.weight.shape[1 if self.node.get("transB", 0) else 0])
 
     @property
     def rank(self) -> int:

@@ -1,5 +1,6 @@
 """canonicalize: what goes, what has to stay, and the corners between."""
 
+# ruff: noqa: E501  # a graph reads best with a node a line
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,6 @@
 """fold-constants: what is computed, what is not, and what a hostile file cannot make it do."""
 
+# ruff: noqa: E501  # a graph reads best with a node a line
 from __future__ import annotations
 
 import numpy as np
