@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.errors import DataError
 from qir.ir import Model, Node, StaticQuant, Value
+from qir.passes.correct_bias import correct_biases, spread
 from qir.passes.emit_qdq import EmitQdq
 from qir.passes.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -56,9 +56,9 @@ class Rescue(Pass):
             return result
         if ctx.calibration is None:
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
-        feeds = list(islice(open_data(ctx.calibration, input_specs(model)), self.samples))
+        feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
         expected = _run(model.clone(), feeds, drop=True)
-        sqnr = _worst_output(expected, _run(_emitted(model, ctx), feeds))
+        sqnr = _worst_output(expected, _run(_emitted(model, feeds, ctx), feeds))
         if sqnr >= self.min_sqnr:
             result.count("sqnr_db", sqnr)
             return result
@@ -78,7 +78,7 @@ class Rescue(Pass):
             ranking = ranking[step:]
             step *= 2
             result.changed = True
-            sqnr = _worst_output(expected, _run(_emitted(model, ctx), feeds))
+            sqnr = _worst_output(expected, _run(_emitted(model, feeds, ctx), feeds))
         result.count("sqnr_db", sqnr)
         return result
 
@@ -87,8 +87,10 @@ def _integer_nodes(model: Model) -> list[Node]:
     return [node for node in model.graph.nodes if node.kernel == "integer"]
 
 
-def _emitted(model: Model, ctx: PassContext) -> Model:
+def _emitted(model: Model, feeds: Feeds, ctx: PassContext) -> Model:
+    """What the annotations would become, after bias correction."""
     copy = model.clone()
+    correct_biases(copy, feeds, ctx)
     EmitQdq().run(copy, ctx)
     return copy
 

@@ -15,6 +15,7 @@ from qir.pipeline import (
     Preset,
     Remark,
     RemarkKind,
+    RewritePass,
     Verdict,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "Preset",
     "Remark",
     "RemarkKind",
+    "RewritePass",
     "Verdict",
     "check",
     "load",

@@ -24,7 +24,7 @@ from qir.runtime.latency import LatencyComparison, compare_latency
 from qir.runtime.session import PLAIN, OrtRunner
 from qir.runtime.specs import Model as Serialized
 from qir.targets.audit import audit
-from qir.validation.golden import GoldenSet, check_against, open_golden
+from qir.validation.golden import GoldenSet, check_all_against, open_golden
 
 __all__ = ["quantize"]
 
@@ -86,8 +86,8 @@ def quantize(
     with runnable(source) as float_model, runnable(result.model) as int_model:
         golden_set, measured_on = _check_set(golden, held_out, calibration_data, float_model)
         watch.start("validating", None)
-        accuracy = check_against(golden_set, OrtRunner(int_model), OrtRunner(float_model))
-        plain = check_against(golden_set, OrtRunner(int_model, PLAIN), OrtRunner(float_model))
+        runners = [OrtRunner(int_model), OrtRunner(int_model, PLAIN)]
+        accuracy, plain = check_all_against(golden_set, runners, OrtRunner(float_model))
         watch.finish()
         latency = _latency(float_model, int_model, golden_set, latency_seconds)
         executed = audit(result.model, int_model)

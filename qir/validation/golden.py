@@ -117,22 +117,28 @@ def check_against(golden: GoldenSet, model: Runner, reference: Runner | None = N
 
     Raises DataError when there is neither.
     """
+    return check_all_against(golden, [model], reference)[0]
+
+
+def check_all_against(golden: GoldenSet, models: Sequence[Runner], reference: Runner | None = None) -> list[Comparison]:
+    """`check_against` for several models; the reference runs once a sample for all of them."""
     if golden.expected:
         names = golden.expected
     elif reference is not None:
         names = tuple(spec.name for spec in reference.outputs)
     else:
         raise DataError(f"{golden.name}: holds no expected outputs; name the float model to record them from")
-    comparison = Comparison(names)
-    takes = {spec.name for spec in model.inputs}
+    comparisons = [Comparison(names) for _ in models]
+    takes = [{spec.name for spec in model.inputs} for model in models]
     for case in golden:
         wanted = case.outputs
         if wanted is None:
             assert reference is not None
             wanted = reference.run(case.feed)
-        got = model.run({name: value for name, value in case.feed.items() if name in takes})
-        comparison.add(wanted, got, case.label)
-    return comparison
+        for model, taken, comparison in zip(models, takes, comparisons, strict=True):
+            got = model.run({name: value for name, value in case.feed.items() if name in taken})
+            comparison.add(wanted, got, case.label)
+    return comparisons
 
 
 def record(
