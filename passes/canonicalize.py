@@ -11,6 +11,7 @@ import numpy as np
 from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, Value
 from qir.passes._simplify import Scope, simplify
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.rewriting import Numbering
 from qir.rewriting.edits import (
     add_constant,
     constant_node_content,
@@ -61,7 +62,7 @@ class Canonicalize(Pass):
         result = PassResult()
         if not self.keep_inputs:
             self._unlist_inputs(model, result)
-        cleaner = _Cleaner(model, result)
+        cleaner = _Cleaner(model, result, ctx.numbering)
         roots = [model.graph, *(function.graph for function in model.functions.values())]
         for root in roots:
             cleaner.clean(root)
@@ -94,9 +95,10 @@ class Canonicalize(Pass):
 class _Cleaner:
     """One run: the names that must not go, and what was counted."""
 
-    def __init__(self, model: Model, result: PassResult) -> None:
+    def __init__(self, model: Model, result: PassResult, numbering: Numbering) -> None:
         self.model = model
         self.result = result
+        self.numbering = numbering
         # quantization_annotation refers to initializers by name alone.
         self.annotated = {name for value in model.values() for _, name in value.annotation}
         # Before IR version 4 an initializer has to be an input, so a lifted constant could be overridden.
@@ -113,7 +115,8 @@ class _Cleaner:
         scope = Scope(opset_of(self.model, graph), add_constant if in_function else constants.make)
         seen: dict[Hashable, list[Node]] = {}
         for node in graph.nodes:
-            while statistic := simplify(node, scope):
+            while not self.numbering.exhausted and (statistic := simplify(node, scope)):
+                self.numbering.allow(statistic, node)
                 self.result.count(statistic)
             if any(value.uses for value in node.outputs):
                 self._eliminate(node, seen)
@@ -149,7 +152,10 @@ class _Cleaner:
             return
         earlier = seen.setdefault(_signature(node), [])
         for other in earlier:
+            if self.numbering.exhausted:
+                return
             if _same_node(node, other) and self._merge(node, other):
+                self.numbering.allow("common-subexpression", node, other)
                 return
         earlier.append(node)
 

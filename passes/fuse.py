@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,6 +61,9 @@ class Fuse(Pass):
     only: tuple[str, ...] = ()
     """Names of the rules to apply; all where it is empty."""
 
+    def rules(self, model: Model) -> Sequence[Rule]:
+        return [rule for stage in fusion_rules(model) for rule in stage]
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         stages = fusion_rules(model)
         names = list(dict.fromkeys(rule.name for stage in stages for rule in stage))
@@ -69,7 +73,7 @@ class Fuse(Pass):
         result = PassResult()
         for stage in stages:
             chosen = [rule for rule in stage if not self.only or rule.name in self.only]
-            self._note(apply_rules(chosen, model), result)
+            self._note(apply_rules(chosen, model, numbering=ctx.numbering), result)
         if not self.only or "conv-bn" in self.only:
             self._explain_norms(model, stages, result)
         result.changed = bool(result.statistics)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import Preset as Preset
     from qir.api import Remark as Remark
     from qir.api import RemarkKind as RemarkKind
+    from qir.api import RewritePass as RewritePass
     from qir.api import Verdict as Verdict
     from qir.api import check as check
     from qir.api import load as load
@@ -42,6 +43,7 @@ _EXPORTS = {
     "QirError": "qir.errors",
     "Remark": "qir.api",
     "RemarkKind": "qir.api",
+    "RewritePass": "qir.api",
     "Verdict": "qir.api",
     "check": "qir.api",
     "load": "qir.api",

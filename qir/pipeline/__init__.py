@@ -17,6 +17,7 @@ from qir.pipeline.preset import Preset
 from qir.pipeline.registry import Registry, default_registry
 from qir.pipeline.remarks import RemarkFilter
 from qir.pipeline.result import PassReport, PipelineResult
+from qir.pipeline.rewriting import RewritePass
 
 __all__ = [
     "Effect",
@@ -36,6 +37,7 @@ __all__ = [
     "Remark",
     "RemarkFilter",
     "RemarkKind",
+    "RewritePass",
     "Verdict",
     "default_registry",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from qir.ir import Model, Node, Value
 from qir.pipeline.timing import Timer
+from qir.rewriting import Numbering, Rule
 
 __all__ = ["Effect", "Feed", "NoProgress", "Pass", "PassContext", "PassResult", "Progress", "Remark", "RemarkKind"]
 
@@ -92,7 +93,8 @@ class PassContext:
 
     ``reference`` is the untouched float model (a clone: tensors are shared). ``calibration`` yields feeds and can be
     iterated again; None where the user gave none. ``target`` is the name of the runtime to compile for. A pass that
-    wants its parts in the timing tree writes ``with ctx.timer.scope("weights"):``.
+    wants its parts in the timing tree writes ``with ctx.timer.scope("weights"):``. ``numbering`` counts rewrites, and
+    lets bisection stop after some of them: hand it to ``apply_rules``, or ask ``ctx.numbering.allow(rule, node)``.
     """
 
     reference: Model | None = None
@@ -100,6 +102,7 @@ class PassContext:
     target: str = "ort-cpu"
     progress: Progress = field(default_factory=NoProgress)
     timer: Timer = field(default_factory=Timer)
+    numbering: Numbering = field(default_factory=Numbering)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class Pass(ABC):
     @abstractmethod
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Edit the model and say what was done. Raises QirError where the options or the model make that impossible."""
+
+    def rules(self, model: Model) -> Sequence[Rule]:
+        """The rewriting rules that the pass applies to this model, for ``qir explain``; none where it has no rules."""
+        return ()
 
     def remark(self, kind: RemarkKind, about: Node | Value | None, message: str) -> Remark:
         """A remark in this pass's name about a node or value."""

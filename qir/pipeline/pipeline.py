@@ -20,6 +20,7 @@ from qir.pipeline.registry import Registry, check_pass_class, default_registry
 from qir.pipeline.result import PassReport, PipelineResult
 from qir.pipeline.text import Quoted, Raw, Step, format_steps, parse_steps
 from qir.pipeline.timing import Timer
+from qir.rewriting import Numbering
 
 __all__ = ["Pipeline"]
 
@@ -128,12 +129,14 @@ class Pipeline:
         verify: bool = True,
         progress: Progress | None = None,
         in_place: bool = False,
+        numbering: Numbering | None = None,
     ) -> PipelineResult:
         """Run the passes over a copy of ``model`` (tensors are shared), or over ``model`` itself with ``in_place``.
 
         ``calibration`` yields feeds and must be iterable again. ``reference`` is the float model that passes compare
         with; by default ``model`` as given (with ``in_place`` a copy of it, made only where a pass is not exact).
-        ``verify`` checks the IR before the first and after every pass.
+        ``verify`` checks the IR before the first and after every pass. ``numbering`` counts the rewrites of all passes
+        and may limit them.
 
         A pass that raises is undone. Its QirError comes out with the pass's name in front, anything else (a bug) with
         a note. What the passes before it did stays in an ``in_place`` model.
@@ -143,7 +146,7 @@ class Pipeline:
             exact = all(pass_.effect is Effect.EXACT for pass_ in self.passes)
             reference = model if not in_place else None if exact else model.clone()
         timer = Timer()
-        context = PassContext(reference, calibration, target, progress or NoProgress(), timer)
+        context = PassContext(reference, calibration, target, progress or NoProgress(), timer, numbering or Numbering())
         watchers: list[Instrument] = [*_verification(verify), *instruments]
         result = PipelineResult(work, str(self), timing=timer.root)
         with _model_out_of_the_collectors_way(), timer.new_scope("pipeline") as result.timing:

@@ -1,6 +1,7 @@
 """Rewriting: the pattern language, rules, the worklist driver, and the small edits they are built of."""
 
-from qir.rewriting.driver import Application, EndlessRewriteError, Numbering, RewriteReport, apply_rules
+from qir.rewriting.driver import EndlessRewriteError, RewriteReport, apply_rules
+from qir.rewriting.numbering import Application, Numbering
 from qir.rewriting.patterns import Any, Const, Maybe, OneOf, Op, Pattern, Rest
 from qir.rewriting.rule import Match, Refused, Replacement, Rule
 

@@ -9,40 +9,16 @@ from dataclasses import dataclass, field
 from qir.errors import QirError
 from qir.ir import Graph, Model, Node, Value
 from qir.rewriting.edits import is_annotated, merge_origin
+from qir.rewriting.numbering import Application, Numbering
 from qir.rewriting.rule import Match, Refused, Replacement, Rule
 
-__all__ = ["Application", "EndlessRewriteError", "Numbering", "RewriteReport", "apply_rules"]
+__all__ = ["EndlessRewriteError", "RewriteReport", "apply_rules"]
 
 _REMEMBERED = 6
 
 
 class EndlessRewriteError(QirError):
     """Rules undo one another's work without end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Application:
-    """One rewrite that was made."""
-
-    number: int
-    rule: str
-    node: str
-    sources: tuple[str, ...]
-    """At most 16 nodes of the imported model."""
-
-
-@dataclass(slots=True)
-class Numbering:
-    """Gives each application the next number; from ``limit`` on, none is made (bisection searches for that limit)."""
-
-    limit: int | None = None
-    used: int = 0
-
-    def take(self) -> int | None:
-        if self.limit is not None and self.used >= self.limit:
-            return None
-        self.used += 1
-        return self.used - 1
 
 
 @dataclass(slots=True)
@@ -133,13 +109,13 @@ class _Driver:
                 continue
             if isinstance(found, Refused):
                 self.refused[rule.name, node] = (rule, node, found.reason)
-            elif (number := self.numbering.take()) is not None:
-                self.apply(rule, found, number)
+            elif not self.numbering.exhausted:
+                self.apply(rule, found)
                 return
 
-    def apply(self, rule: Rule, match: Match, number: int) -> None:
+    def apply(self, rule: Rule, match: Match) -> None:
         root = match.root
-        self.report.applications.append(Application(number, rule.name, root.label, tuple(_sources(match))))
+        self.report.applications.append(self.numbering.take(rule.name, match.nodes))
         rounds = max(self.rounds.get(node, 0) for node in match.nodes)
         history = (*self.history.get(root, ()), rule.name)[-_REMEMBERED:]
         if self.max_rounds is not None and rounds >= self.max_rounds:
@@ -271,10 +247,3 @@ def _take_names(pairs: Mapping[Value, Value], name: str, match: Match) -> None:
             new.name = kept
         if maker in match.created and maker.name != name and name:
             maker.name = name
-
-
-def _sources(match: Match) -> list[str]:
-    names: dict[str, None] = {}
-    for node in match.nodes:
-        names.update(dict.fromkeys(node.sources[:16]))
-    return list(names)[:16]

@@ -1,0 +1,32 @@
+"""A pass that is nothing but rewriting rules: name them, and counting, remarks and bisection come by themselves."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qir.ir import Model
+from qir.pipeline.contract import Pass, PassContext, PassResult
+from qir.rewriting import Rule, apply_rules
+
+__all__ = ["RewritePass"]
+
+
+@dataclass(frozen=True)
+class RewritePass(Pass):
+    """Applies its ``rules`` everywhere until none fits. A subclass defines ``name``, ``effect`` and ``rules``.
+
+    Each application is counted under its rule's name; where a rule fits but is refused a remark says why.
+    """
+
+    @abstractmethod
+    def rules(self, model: Model) -> Sequence[Rule]:
+        """The rules for this model, the more important first."""
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        report = apply_rules(self.rules(model), model, numbering=ctx.numbering)
+        result = PassResult(changed=bool(report.applications), statistics=dict(report.counts))
+        for rule, node, reason in report.refusals:
+            result.remarks.append(self.missed(node, f"{node.op} {node.label!r} stays ({rule.name}): {reason}"))
+        return result

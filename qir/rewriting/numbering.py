@@ -1,0 +1,64 @@
+"""Numbers for rewrites: every application of a rule takes one, so that bisection can stop a pass after the k-th."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qir.ir import Node
+
+__all__ = ["Application", "Numbering"]
+
+_MOST_SOURCES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One rewrite that was made."""
+
+    number: int
+    """Its place among those of the pass, from 0."""
+    rule: str
+    node: str
+    sources: tuple[str, ...]
+    """At most 16 nodes of the imported model."""
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Gives each application the next number; from ``limit`` on, none is made (bisection searches for that limit).
+
+    ``apply_rules`` asks by itself. A pass that rewrites by hand asks before each rewrite::
+
+        if ctx.numbering.allow("drop-identity", node):
+            node.output.replace_all_uses(node.input(0))
+
+    or, where it only knows afterwards that it did something, ``while not numbering.exhausted and (rule := ...)`` and
+    then ``allow``.
+    """
+
+    limit: int | None = None
+    last: Application | None = None
+    """The latest application that was allowed."""
+    used: int = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """No further application may be made."""
+        return self.limit is not None and self.used >= self.limit
+
+    def allow(self, rule: str, *nodes: Node) -> bool:
+        """Whether ``rule`` may be applied to ``nodes``, the most important first; if so it has taken a number."""
+        if self.exhausted:
+            return False
+        self.take(rule, nodes)
+        return True
+
+    def take(self, rule: str, nodes: tuple[Node, ...]) -> Application:
+        """Take a number without asking for leave."""
+        sources: dict[str, None] = {}
+        for node in nodes:
+            sources.update(dict.fromkeys(node.sources[:_MOST_SOURCES]))
+        label = nodes[0].label if nodes else ""
+        self.last = Application(self.used, rule, label, tuple(sources)[:_MOST_SOURCES])
+        self.used += 1
+        return self.last
