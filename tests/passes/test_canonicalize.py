@@ -261,7 +261,7 @@ def test_an_overridable_initializer_that_stays_is_no_constant() -> None:
 )
 def test_clips_that_the_range_never_reaches_go(line: str, low: float, high: float, goes: bool) -> None:
     model = ir(graph(f"{line}\n%y = Exp(%a)"))
-    model.graph.inputs[0].range = Interval(low, high)  # type: ignore[misc]  # a property over a slot
+    model.graph.inputs[0].range = Interval(low, high)
     apply(PASS, model)
     assert len(list(model.walk())) == (1 if goes else 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qir.passes.fuse import Fuse
 from qir.pipeline.contract import PassResult
 from tests.passes.support import apply, assert_close, ir, outputs
 
-Node = tuple[str, Sequence[str], str] | tuple[str, Sequence[str], str, Mapping[str, object]]
+Node = tuple[str, Sequence[str], str] | tuple[str, Sequence[str], str, Mapping[str, Any]]
 
 
 def build(
@@ -175,7 +176,7 @@ def test_why_a_batch_norm_stays() -> None:
         ("Sub", random(8, 1, 1)),
         ("Div", random(8, 1, 1, positive=True)),
         ("Mul", np.float32(0.3).reshape(())),
-        ("Add", np.float32([2.0])),
+        ("Add", np.array([2.0], np.float32)),
     ],
 )
 @pytest.mark.parametrize("linear", ["Conv", "ConvTranspose"])
@@ -272,7 +273,7 @@ def test_other_padding_stays(pads: list[int], attributes: dict[str, object], rea
 
 
 def test_padding_with_another_number_stays() -> None:
-    weights = {"w": random(8, 4, 3, 3), "p": PADS, "v": np.float32(1.0)}
+    weights = {"w": random(8, 4, 3, 3), "p": PADS, "v": number(1.0)}
     model = build([("Pad", ["x", "p", "v"], "q"), ("Conv", ["q", "w"], "y")], (1, 4, 6, 6), weights, 13)
     check(model, ["Pad", "Conv"])
 
