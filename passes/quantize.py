@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from qir.errors import DataError, OptionError, suggest
-from qir.ir import DerivedQuant, Interval, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Tensor, Use, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.pairs import PairLayout, conv_layout, pair_safe_scale
 from qir.quant.recipe import Recipe
 from qir.quant.schemes import activation_quant, bias_safe_scale, weight_scale
 from qir.targets import Form, OpRule, Target, WeightRange
-from qir.targets.regions import RegionPlan, clip_bounds, data_inputs, plan_regions, weight_axis
+from qir.targets.regions import RegionPlan, clip_bounds, data_inputs, merged_result, plan_regions, weight_axis
 
 __all__ = ["PRESETS", "Quantize"]
 
@@ -56,8 +56,8 @@ class Quantize(Pass):
             raise OptionError(f"unknown preset {self.preset!r}{suggest(self.preset, PRESETS)}: there is {PRESETS[0]}")
         target = load_target(ctx.target)
         recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
-        keep_float = recipe.with_float(self.keep_float).resolve(model)
-        plan = plan_regions(model.graph, target, keep_float)
+        asked = recipe.with_float(self.keep_float).resolve(model)
+        plan = plan_regions(model.graph, target, lambda node: asked(node) or _huge_numbers(node, target))
         result = PassResult()
         annotator = _Annotator(self, plan, target, result)
         for node, rule in plan.integer.items():
@@ -161,6 +161,37 @@ class _Annotator:
         if self.target.weight_range is WeightRange.REDUCED:
             return weight_scale(weight, axis, self.target.weight, reduce_range=True)
         return pair_safe_scale(weight, axis, layout)
+
+
+_MASK, _DROWNS = 1e4, 100.0
+_BEYOND_SCALES = 1e30
+
+
+def _huge_numbers(node: Node, target: Target) -> str | None:
+    """Why a node's operands or result cannot have a scale: a mask such as -3.4e38 or -10000 beside ordinary numbers.
+
+    Whatever is added or joined to it would be less than a step of the scale.
+    """
+    operands = [value for value in node.inputs if value is not None and value.dtype is DType.FLOAT]
+    sizes = {value: size for value in operands if (size := _magnitude(value)) is not None}
+    drowned = _DROWNS * min(sizes.values(), default=0.0)
+    result = merged_result(node, target) if len(node.outputs) == 1 else None
+    if result is not None and (size := _magnitude(result)) is not None:
+        sizes[result] = size
+    for value, size in sizes.items():
+        joined = node.op in ("Add", "Concat") and size >= max(_MASK, drowned)
+        if joined or (size >= _BEYOND_SCALES and not value.is_constant):
+            return f"{value.name!r} reaches {size:.3g}: in such a scale all else would be zero"
+    return None
+
+
+def _magnitude(value: Value) -> float | None:
+    """The largest absolute number that is known of a value; None where nothing is known or it holds none."""
+    if value.tensor is not None:
+        return float(np.abs(value.tensor.numpy()).max()) if value.tensor.size else None
+    if value.observed is None or value.observed.is_empty:
+        return None
+    return value_range(value).magnitude
 
 
 def _pair_layout(node: Node, weight: Tensor) -> PairLayout | None:

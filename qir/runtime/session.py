@@ -140,6 +140,8 @@ class OrtRunner:
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Output]:
         names = list(self._kinds) if outputs is None else list(outputs)
+        if not names:  # onnxruntime would take an empty list for "all"
+            return {}
         try:
             if self._exotic_input or any(ort_values.is_exotic(self._kinds.get(name)) for name in names):
                 boxed = {name: ort_values.to_ort(name, array) for name, array in feeds.items()}

@@ -60,6 +60,7 @@ def test_only_the_asked_outputs_come_back_in_the_asked_order() -> None:
     assert list(runner.run({"x": x})) == ["a", "b"]
     assert list(runner.run({"x": x}, ["b", "a"])) == ["b", "a"]
     assert list(runner.run({"x": x}, ["b"])) == ["b"]
+    assert runner.run({"x": x}, []) == {}
 
 
 EXOTIC = [
