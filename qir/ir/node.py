@@ -243,9 +243,11 @@ class Node(Linked):
     @property
     def label(self) -> str:
         """For messages: the name where it has one, else the first source, else the first output."""
+        if self._name:
+            return self._name
         first_source = flatten(self._provenance, 1)
         first_output = self._outputs[0].name if self._outputs else ""
-        return self._name or (first_source[0] if first_source else "") or first_output
+        return (first_source[0] if first_source else "") or first_output
 
     def erase(self) -> None:
         """Remove from its graph. Raises ValueError while a result has uses, bodies of its own not counted."""

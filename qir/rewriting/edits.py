@@ -131,8 +131,14 @@ def is_annotated(node: Node) -> bool:
 def merge_origin(kept: Node, gone: Node) -> None:
     """Let ``kept`` stand for ``gone`` too: provenance merged, metadata united (what ``kept`` says wins)."""
     if gone.provenance != () and gone.provenance is not kept.provenance:
-        parts = [p for p in (kept.provenance, gone.provenance) if p != ()]
-        kept.provenance = parts[0] if len(parts) == 1 else (kept.provenance, gone.provenance)
+        old = kept.provenance
+        if old == ():
+            kept.provenance = gone.provenance
+        elif isinstance(old, str):
+            kept.provenance = (old, gone.provenance)
+        else:
+            # The first source stays on top, so that a label is found at once however much was merged.
+            kept.provenance = (old[0], (old[1:], gone.provenance))
     if gone.metadata:
         kept.metadata = {**gone.metadata, **(kept.metadata or {})}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qir.ir import Node
+from qir.ir import Node, Provenance
+from qir.ir.provenance import flatten
 
 __all__ = ["Application", "Numbering"]
 
@@ -19,8 +20,13 @@ class Application:
     """Its place among those of the pass, from 0."""
     rule: str
     node: str
-    sources: tuple[str, ...]
-    """At most 16 nodes of the imported model."""
+    origins: tuple[Provenance, ...]
+    """Of the nodes that were rewritten; flattened only when ``sources`` is asked, to keep a long run linear."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """At most 16 nodes of the imported model."""
+        return tuple(flatten(self.origins, _MOST_SOURCES))
 
 
 @dataclass(slots=True)
@@ -55,10 +61,7 @@ class Numbering:
 
     def take(self, rule: str, nodes: tuple[Node, ...]) -> Application:
         """Take a number without asking for leave."""
-        sources: dict[str, None] = {}
-        for node in nodes:
-            sources.update(dict.fromkeys(node.sources[:_MOST_SOURCES]))
         label = nodes[0].label if nodes else ""
-        self.last = Application(self.used, rule, label, tuple(sources)[:_MOST_SOURCES])
+        self.last = Application(self.used, rule, label, tuple([node.provenance for node in nodes]))
         self.used += 1
         return self.last

@@ -4,7 +4,8 @@
 
 For each shape of graph and each pass: seconds at each size, and growth t(largest)/t(next) (linear: the ratio of the
 sizes). Then load + canonicalize + fuse + save beside onnxscript's optimizer and BatchNormalization rule over the same
-files; a peer that is not installed is skipped with a note. Only the ratios mean anything on a shared machine.
+files; a peer that is not installed is skipped with a note. All times are of the processor (this process, all
+threads); only ratios mean anything on a shared machine.
 """
 
 from __future__ import annotations
@@ -105,9 +106,9 @@ SHAPES: dict[str, Callable[[int], onnx.ModelProto]] = {"chain": chain, "wide": w
 
 def seconds(work: Callable[[], object]) -> float:
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def pass_times(path: Path) -> dict[str, float]:
