@@ -18,6 +18,8 @@ from qir.rewriting.edits import add_constant, constant_of, is_annotated, is_pure
 __all__ = ["FoldConstants"]
 
 _COMPUTABLE = frozenset(DType.from_text(text) for text in "f16 f32 f64 bool s8 s16 s32 s64 u8 u16 u32 u64".split())
+_BATCH = 2048
+"""Nodes in one session at most: what a session costs grows faster than its nodes."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class _Folder:
             return
         self.waiting.append(node)
         self.sizes.update(zip(node.outputs, sizes, strict=True))
+        if len(self.waiting) >= _BATCH:
+            self.flush()
 
     def may_fold(self, node: Node) -> bool:
         return (
