@@ -1,0 +1,90 @@
+"""place: what the runtime does not fuse becomes float, and float nodes stay float."""
+
+from __future__ import annotations
+
+import pytest
+
+from qir.ir import Model, UseQuantMarker
+from qir.passes.place import Place, dequantize_node
+from qir.pipeline import Pipeline
+from tests.passes.int8 import EMIT, QUANTIZE, annotated, emit, feeds, kernels, model, node
+
+W = "@w: f32[8,4,1,1] #01\n@v: f32[8,8,1,1] #02\n"
+
+
+def graph(body: str, inputs: str = "%x: f32[1,4,8,8]", outputs: str = "%y") -> Model:
+    return model(f"graph g({inputs}) -> ({outputs}) {{\n{body}\n}}")
+
+
+def test_a_convolution_kept_float_between_quantizers_stays_float() -> None:
+    source = graph(W + "%a = Conv(%x, @w)\n%b = Conv(%a, @v)\n%y = Conv(%b, @v)")
+    passes = EMIT.replace("quantize,", "quantize{keep-float=b},")
+    emitted = emit(source, feeds(source), passes)
+    assert emitted.ops["QLinearConv"] == 2 and emitted.ops["Conv"] == 1 and emitted.ops["Max"] == 1
+    # The runtime would quantize that convolution's weight by itself, which costs far more than a decibel.
+    assert emitted.on == pytest.approx(emitted.off, abs=0.5)
+
+
+def test_a_kept_convolution_with_its_activation_stays_float() -> None:
+    source = graph(W + "%a = Conv(%x, @w)\n%b = Conv(%a, @v)\n%r = Relu(%b)\n%y = Conv(%r, @v)")
+    emitted = emit(source, feeds(source), EMIT.replace("quantize,", "quantize{keep-float=b},"))
+    assert emitted.ops["QLinearConv"] == 2 and emitted.ops["Conv"] + emitted.ops["FusedConv"] == 1
+    assert emitted.on == pytest.approx(emitted.off, abs=0.5)
+
+
+def test_an_average_pool_stays_float() -> None:
+    emitted = emit(
+        graph(W + "%a = Conv(%x, @w)\n%p = AveragePool(%a) {kernel_shape=[3, 3]}\n%y = Conv(%p, @v)"),
+    )
+    assert emitted.ops["AveragePool"] == 1 and emitted.ops["QLinearAveragePool"] == 0
+    assert emitted.ops["QLinearConv"] == 2
+
+
+def test_a_softmax_stays_float() -> None:
+    emitted = emit(graph(W + "%a = Conv(%x, @w)\n%p = Softmax(%a) {axis=1}\n%y = Conv(%p, @v)"))
+    assert emitted.ops["Softmax"] == 1 and emitted.ops["QLinearSoftmax"] == 0
+
+
+def test_no_barrier_where_nobody_would_fuse() -> None:
+    emitted = emit(graph(W + "%a = Conv(%x, @w)\n%y = AveragePool(%a) {kernel_shape=[3, 3]}"))
+    assert "Max" not in emitted.emitted_ops()
+
+
+def test_a_linear_operator_that_the_runtime_merges_with_a_float_bias_is_given_up() -> None:
+    # Without 'fuse' and 'legalize', MatMul + Add becomes a float Gemm that dequantizes its weight on every run.
+    source = graph("@w: f32[8,8] #01\n@b: f32[8] #02\n%m = MatMul(%x, @w)\n%y = Add(%m, @b)", "%x: f32[3,8]")
+    emitted = emit(source, passes="analyze-ranges,calibrate,quantize,place,emit-qdq")
+    assert emitted.ops["DequantizeLinear"] == emitted.ops["QuantizeLinear"] == 0
+    assert [r.message for r in emitted.result.remarks if r.pass_name == "place"] == [
+        "MatMul stays float: its operands are dequantized, but nothing quantizes its result"
+    ]
+    kept = emit(source, passes="int8")
+    assert kept.ops["QGemm"] == 1
+
+
+def test_place_leaves_what_fuses_alone() -> None:
+    source = graph(W + "%a = Conv(%x, @w)\n%r = Relu(%a)\n%y = Conv(%r, @v)")
+    before = annotated(source).model
+    after = Pipeline([Place()]).run(before, calibration=feeds(source))
+    assert kernels(after.model) == kernels(before) and not after.changed
+    assert after.passes[0].statistics["QLinearConv"] == 2
+
+
+def test_place_without_annotations_runs_nothing() -> None:
+    result = Pipeline([Place()]).run(graph("%y = Relu(%x)"))
+    assert not result.changed and not result.passes[0].statistics
+
+
+def test_a_dequantized_node_gives_its_readers_quantizers_of_their_own() -> None:
+    source = annotated(
+        graph(W + "%a = Conv(%x, @w)\n%r = Relu(%a)\n%y = Conv(%r, @v)\n%z = Softplus(%r)", outputs="%y, %z"),
+        passes=QUANTIZE,
+    ).model
+    stored = node(source, "Relu").output.quant
+    dequantize_node(node(source, "Conv"))
+    relu = node(source, "Relu").output
+    assert stored is not None and relu.quant is None
+    reader, other = node(source, "Conv", 1).use(0), node(source, "Softplus").use(0)
+    assert reader is not None and reader.quant == stored
+    assert other is not None and other.quant is UseQuantMarker.INHERIT and other.effective_quant is None
+    assert kernels(source) == ["Conv"]
