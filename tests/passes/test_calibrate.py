@@ -91,8 +91,8 @@ def test_an_edit_makes_what_was_seen_behind_it_stale() -> None:
     result = Pipeline([Calibrate()]).run(source, calibration=feeds(source, 2)).model
     first = result.graph.nodes.first
     assert first is not None
-    result.model.begin("edit")
+    result.begin("edit")
     first.set("strides", [2, 2])
-    result.model.commit()
+    result.commit()
     with pytest.raises(StaleError):
         _ = first.output.observed
