@@ -28,6 +28,8 @@ COMMANDS: dict[str, str] = {
     "check": "Compare a model with its golden outputs.",
     "golden": "Record golden outputs of a model, or show them.",
     "inspect": "Show what a model is made of.",
+    "bisect": "Find the pass and the rewrite that break a model.",
+    "explain": "Say why a rewriting rule fits at a node, or does not.",
     "passes": "List the passes and presets, or describe one.",
     "demo": "Quantize a bundled model and watch each stage.",
 }

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qir.cli.options import JsonFlag, Plugins, print_json, registry_with
+from qir.cli.proof import (
+    CHECKING,
+    Exactness,
+    Given,
+    GoldenSamples,
+    LossyThreshold,
+    OnFailure,
+    numeric_check,
+    replay,
+    reproducing,
+)
 from qir.errors import OptionError
-from qir.pipeline import Instrument, Pipeline, PipelineResult, RemarkFilter
+from qir.pipeline import Effect, Instrument, Pipeline, PipelineResult, RemarkFilter
 
 if TYPE_CHECKING:
     from qir.calibration.data import DataSource
@@ -24,7 +35,7 @@ PRINTING = "What is shown"
 
 
 def opt(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="Where to write the result; nowhere if not given."),
@@ -47,6 +58,34 @@ def opt(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", rich_help_panel=PASSES, help="Check the IR after each pass.")
     ] = True,
+    verify_numerics: Annotated[
+        bool,
+        typer.Option("--verify-numerics", rich_help_panel=CHECKING, help="Run the model after each pass on --golden."),
+    ] = False,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=CHECKING, help="Inputs to run: .npz, or a folder."),
+    ] = None,
+    golden_samples: GoldenSamples = 16,
+    on_failure: Annotated[
+        OnFailure,
+        typer.Option(rich_help_panel=CHECKING, help="Stop at a pass that breaks the model, or undo it and go on."),
+    ] = OnFailure.STOP,
+    exact_tolerance: Exactness = 1e-4,
+    lossy_threshold: LossyThreshold = 10.0,
+    reproducer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=CHECKING,
+            help="Where a crash or a failed check leaves what it takes to see it again; by default "
+            "./qir-reproducer-PASS.",
+        ),
+    ] = None,
+    reproduce: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", rich_help_panel=CHECKING, help="Run a reproducer again, in place of MODEL."),
+    ] = None,
     external_data: Annotated[
         bool | None,
         typer.Option(
@@ -83,6 +122,11 @@ def opt(
 
     Example: [bold]qir opt model.onnx --passes 'canonicalize,fuse' --remarks all -o optimized.onnx[/bold]
     """
+    if reproduce is not None:
+        _reproduce(reproduce, model, passes, pipeline, json)
+        return
+    if model is None:
+        raise OptionError("give the MODEL to run passes over, or --reproduce FOLDER")
     steps = _pipeline(passes, pipeline, registry_with(plugin))
     if print_pipeline:
         typer.echo(steps.to_toml(), nl=False)
@@ -93,7 +137,14 @@ def opt(
     from qir.frontend import load
     from qir.pipeline.printing import IrFolder, IrPrinter
     from qir.pipeline.progress import progress_bar
+    from qir.validation.reproducer import FailureWatch
 
+    watch = FailureWatch()
+    check = None
+    if verify_numerics:
+        check = numeric_check(golden, golden_samples, on_failure.value, exact_tolerance, lossy_threshold)
+    elif golden is not None:
+        raise OptionError("--golden gives inputs for --verify-numerics: add that")
     instruments: list[Instrument] = []
     if print_ir_after_all or print_ir_changed:
         instruments.append(IrPrinter(_to_stderr, only_changed=not print_ir_after_all))
@@ -101,21 +152,37 @@ def opt(
         instruments.append(IrFolder(print_ir_dir))
     with progress_bar(sys.stderr) as (progress, bars):
         loaded = load(model)
-        result = steps.run(
-            loaded,
-            calibration=_calibration(calib, loaded),
-            target=target,
-            instruments=[*instruments, *bars],
-            verify=verify,
-            progress=progress,
-            in_place=True,
-        )
+        reference = None if all(pass_.effect is Effect.EXACT for pass_ in steps) else loaded.clone()
+        given = Given(loaded, _calibration(calib, loaded), target, verify, reference, plugin or [])
+        with reproducing(reproducer, given, watch, check):
+            result = steps.run(
+                loaded,
+                calibration=given.calibration,
+                target=target,
+                reference=reference,
+                instruments=[*instruments, *([] if check is None else [check]), watch, *bars],
+                verify=verify,
+                progress=progress,
+                in_place=True,
+            )
+    for failure in [] if check is None else check.failures:
+        print(f"warning: pass {failure.pass_name!r} was undone, it broke the model: {failure.fault}", file=sys.stderr)
     if output is not None:
         save(result.model, output, external_data=external_data)
     if json:
         print_json({"model": str(model), "output": None if output is None else str(output), **result.to_json()})
     else:
         _print(result, output, timing=timing, remarks=None if remarks is None else shown)
+
+
+def _reproduce(folder: Path, model: Path | None, passes: str | None, pipeline: Path | None, json: bool) -> None:
+    if any(other is not None for other in (model, passes, pipeline)):
+        raise OptionError("--reproduce takes model and passes from its folder: give it alone")
+    result = replay(folder)
+    if json:
+        print_json({"reproduced": False, **result.to_json()})
+    else:
+        typer.echo(f"{result}\nthe failure of {str(folder)!r} does not occur any more")
 
 
 def _pipeline(text: str | None, file: Path | None, registry: Registry) -> Pipeline:

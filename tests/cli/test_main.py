@@ -47,7 +47,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "line"),
     [
         (["pases"], "unknown command 'pases' (did you mean 'passes'?): 'qir --help' lists all"),
-        (["opt"], "Missing argument 'MODEL': see 'qir opt --help'"),
+        (["opt"], "give the MODEL to run passes over, or --reproduce FOLDER"),
         (["opt", "m.onnx"], "give either --passes TEXT or --pipeline FILE.toml; 'qir passes' lists what there is"),
         (
             ["opt", "m.onnx", "--passes", "canonicalise"],
