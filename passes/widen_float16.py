@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.ir import AttrKind, Attribute, DType, Graph, Model, Node, SequenceType, Tensor, TensorType, Type, Value
+from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, SequenceType, Tensor, TensorType, Type, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 
 __all__ = ["WidenFloat16"]
