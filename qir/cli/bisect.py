@@ -26,7 +26,7 @@ def bisect(
     target: Annotated[str, typer.Option(metavar="NAME", help="Runtime to compile for.")] = "ort-cpu",
     golden_samples: GoldenSamples = 16,
     exact_tolerance: Exactness = 1e-4,
-    lossy_threshold: LossyThreshold = 10.0,
+    lossy_threshold: LossyThreshold = 5.0,
     json: JsonFlag = False,
 ) -> None:
     """Find the pass, and the rewrite in it, after which a model no longer computes what it did.

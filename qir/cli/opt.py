@@ -72,7 +72,7 @@ def opt(
         typer.Option(rich_help_panel=CHECKING, help="Stop at a pass that breaks the model, or undo it and go on."),
     ] = OnFailure.STOP,
     exact_tolerance: Exactness = 1e-4,
-    lossy_threshold: LossyThreshold = 10.0,
+    lossy_threshold: LossyThreshold = 5.0,
     reproducer: Annotated[
         Path | None,
         typer.Option(

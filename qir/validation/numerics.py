@@ -52,7 +52,7 @@ class Tolerance:
 
     exact: float = 1e-4
     requantized_db: float = 40.0
-    lossy_db: float = 10.0
+    lossy_db: float = 5.0
 
 
 def how_to_judge(pass_: Pass, edits: Collection[str]) -> Judged:

@@ -54,7 +54,7 @@ def test_a_sound_pass_passes_and_one_that_does_nothing_is_not_run(tmp_path: Path
 def test_a_lossy_pass_is_held_to_its_threshold_and_the_next_exact_one_to_what_it_left(tmp_path: Path) -> None:
     lossy = pipeline("halve,canonicalize", tmp_path)
     lossy.run(chain([1.05]), instruments=[NumericCheck(feeds())])
-    with pytest.raises(NumericsError, match="SQNR of 26.4 dB, 30 dB are wanted"):
+    with pytest.raises(NumericsError, match=r"SQNR of 26\.4 dB, 30 dB are wanted"):
         lossy.run(chain([1.05]), instruments=[NumericCheck(feeds(), tolerance=Tolerance(lossy_db=30))])
 
 
