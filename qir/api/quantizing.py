@@ -9,15 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qir.api.opaque import first_opaque_node, split
 from qir.calibration.data import DataSource, hold_out, open_data
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable, save
 from qir.errors import DataError, OutputError, UnsupportedError
 from qir.frontend import load
-from qir.ir import Model
+from qir.ir import Model, Node
 from qir.passes.calibrate import Calibrate
 from qir.passes.quantize import Quantize
-from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress
+from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
 from qir.quant.detect import first_quantized_node
 from qir.report.quantization import QuantizationReport
 from qir.runtime.latency import LatencyComparison, compare_latency
@@ -29,6 +30,7 @@ from qir.validation.golden import GoldenSet, check_all_against, open_golden
 __all__ = ["quantize"]
 
 _LATENCY_SAMPLES = 8
+_MIN_OPSET = 13  # what the int8 preset converts to, per-channel DequantizeLinear
 
 
 def quantize(
@@ -67,6 +69,8 @@ def quantize(
         raise UnsupportedError(
             f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that it is from"
         )
+    parts = split(source, _MIN_OPSET) if first_opaque_node(source) is not None else None
+    whole, source = source, source if parts is None else parts.part
     pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe)
     specs = input_specs(source)
     calibration_data, held_out = open_data(calibration, specs), None
@@ -91,6 +95,10 @@ def quantize(
         watch.finish()
         latency = _latency(float_model, int_model, golden_set, latency_seconds)
         executed = audit(result.model, int_model)
+    if parts is not None:
+        result.model = parts.join(result.model)
+        result.first_remarks += [_opaque_remark(node) for node in parts.opaque]
+        measured_on += ", up to the operators that the runtime does not know"
     report = QuantizationReport(
         source=model.graph.name or "model" if isinstance(model, Model) else os.fspath(model),
         output=None if output is None else os.fspath(output),
@@ -101,7 +109,7 @@ def quantize(
         accuracy_plain=plain,
         measured_on=f"{accuracy.samples} {measured_on}",
         calibration_samples=calibration_data.count or 0,
-        size_before=_size(source),
+        size_before=_size(whole),
         size_after=_size(result.model),
         executed_integer=dict(sorted(executed.integer.items())),
         executed_float=dict(sorted(executed.float_heavy.items())),
@@ -115,6 +123,13 @@ def quantize(
         else:
             report.output = None
     return report
+
+
+def _opaque_remark(node: Node) -> Remark:
+    message = (
+        f"{node.domain}.{node.op} is unknown to the runtime: it and what depends on it stay as they are, unmeasured"
+    )
+    return Remark(RemarkKind.MISSED, "quantize", message, node.label, tuple(node.sources))
 
 
 def _with_options(pipeline: Pipeline, keep_float: Sequence[str], recipe: str | os.PathLike[str] | None) -> Pipeline:

@@ -15,7 +15,7 @@ from qir.pipeline import Pipeline
 from tests.passes.int8 import Emitted, emit, model
 from tests.textual import CheckPass
 
-IMAGE = "%x: f32[1,4,8,8]"
+IMAGE = "%x: f32[1,8,8,8]"
 FULL = "int8"
 
 
@@ -112,7 +112,7 @@ def fused(emitted: Emitted, wanted: dict[str, int], *, db: float = 20) -> None:
     assert emitted.on > db and emitted.off > db and emitted.between > 40
 
 
-W = "@w: f32[8,4,3,3] #01\n@v: f32[4,8,1,1] #02\n"
+W = "@w: f32[8,8,3,3] #01\n@v: f32[4,8,1,1] #02\n"
 CASES = {
     "conv": (IMAGE, "%y", W + "%y = Conv(%x, @w)", {"QLinearConv": 1}),
     "conv-relu": (IMAGE, "%y", W + "%a = Conv(%x, @w)\n%r = Relu(%a)\n%y = Conv(%r, @v)", {"QLinearConv": 2}),
@@ -128,11 +128,11 @@ CASES = {
         W + "@lo: f32[] = 0\n@hi: f32[] = 0.5\n%a = Conv(%x, @w)\n%r = Clip(%a, @lo, @hi)\n%y = Conv(%r, @v)",
         {"QLinearConv": 2},
     ),
-    "grouped": (IMAGE, "%y", "@w: f32[8,2,3,3] #01\n%y = Conv(%x, @w) {group=2}", {"QLinearConv": 1}),
+    "grouped": (IMAGE, "%y", "@w: f32[8,4,3,3] #01\n%y = Conv(%x, @w) {group=2}", {"QLinearConv": 1}),
     "depthwise": (
         IMAGE,
         "%y",
-        "@w: f32[4,1,3,3] #01\n@b: f32[4] #02\n%y = Conv(%x, @w, @b) {group=4}",
+        "@w: f32[8,1,3,3] #01\n@b: f32[8] #02\n%y = Conv(%x, @w, @b) {group=8}",
         {"QLinearConv": 1},
     ),
     "graph-output": (IMAGE, "%a, %y", W + "%a = Conv(%x, @w)\n%y = Conv(%a, @v)", {"QLinearConv": 2}),
@@ -145,7 +145,7 @@ CASES = {
     "shared-bias": (
         IMAGE,
         "%y",
-        "@w: f32[8,4,3,3] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)",
+        "@w: f32[8,8,3,3] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)",
         {"QLinearConv": 2},
     ),
     "shared-weight": (
@@ -209,7 +209,7 @@ CASES = {
     "tiny-weights": (
         IMAGE,
         "%y",
-        "@w: f32[2,4,1,1] = [1e-8, 1e-8, 1e-8, 1e-8, 0.5, 0.2, 0.3, 0.1]\n@b: f32[2] = [3, 4]\n%y = Conv(%x, @w, @b)",
+        "@w: f32[2,8,1,1] = [1e-8, 1e-8, 1e-8, 1e-8, 0, 0, 0, 0, 0.5, 0.2, 0.3, 0.1, 0, 0, 0, 0]\n@b: f32[2] = [3, 4]\n%y = Conv(%x, @w, @b)",
         {"QLinearConv": 1},
     ),
     "silu": (
@@ -240,8 +240,8 @@ def test_a_shared_weight_is_stored_once_for_each_axis_and_once_where_they_agree(
             "@w: f32[8,8] #01\n%y = Gemm(%x, @w)\n%z = Gemm(%u, @w) {transB=1}", "%x: f32[3,8], %u: f32[3,8]", "%y, %z"
         )
     )
-    one = emit(graph("@w: f32[4,4,1,1] #01\n%a = Conv(%x, @w)\n%y = Conv(%a, @w)"))
-    for emitted, copies, shape in ((two, 2, (8, 8)), (one, 1, (4, 4, 1, 1))):
+    one = emit(graph("@w: f32[8,8,1,1] #01\n%a = Conv(%x, @w)\n%y = Conv(%a, @w)"))
+    for emitted, copies, shape in ((two, 2, (8, 8)), (one, 1, (8, 8, 1, 1))):
         weights = [v for v in emitted.model.graph.initializers if v.tensor is not None and v.tensor.shape == shape]
         assert len(weights) == copies and all(v.tensor.dtype.is_integer for v in weights if v.tensor is not None)
 
@@ -249,7 +249,7 @@ def test_a_shared_weight_is_stored_once_for_each_axis_and_once_where_they_agree(
 def test_a_shared_bias_is_stored_for_each_reader_with_its_own_scale() -> None:
     emitted = emit(
         graph(
-            "@w: f32[8,4,1,1] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)"
+            "@w: f32[8,8,1,1] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)"
         )
     )
     for node in emitted.model.walk():

@@ -9,10 +9,10 @@ from qir.passes.place import Place, dequantize_node
 from qir.pipeline import Pipeline
 from tests.passes.int8 import EMIT, QUANTIZE, annotated, emit, feeds, kernels, model, node
 
-W = "@w: f32[8,4,1,1] #01\n@v: f32[8,8,1,1] #02\n"
+W = "@w: f32[8,8,1,1] #01\n@v: f32[8,8,1,1] #02\n"
 
 
-def graph(body: str, inputs: str = "%x: f32[1,4,8,8]", outputs: str = "%y") -> Model:
+def graph(body: str, inputs: str = "%x: f32[1,8,8,8]", outputs: str = "%y") -> Model:
     return model(f"graph g({inputs}) -> ({outputs}) {{\n{body}\n}}")
 
 

@@ -11,7 +11,7 @@ from qir.passes.quantize import Quantize
 from qir.pipeline import Pipeline, PipelineResult, RemarkKind
 from tests.passes.int8 import QUANTIZE, annotated, feeds, kernels, model, node, types
 
-IMAGE = "%x: f32[1,4,8,8]"
+IMAGE = "%x: f32[1,8,8,8]"
 
 
 def graph(body: str, inputs: str = IMAGE, outputs: str = "%y") -> Model:
@@ -33,10 +33,10 @@ def static(quant: object) -> StaticQuant:
 @pytest.mark.parametrize(
     ("inputs", "body", "axis", "channels"),
     [
-        (IMAGE, "@w: f32[8,4,3,3] #01\n%y = Conv(%x, @w)", 0, 8),
-        (IMAGE, "@w: f32[8,2,3,3] #01\n%y = Conv(%x, @w) {group=2}", 0, 8),
-        (IMAGE, "@w: f32[4,1,3,3] #01\n%y = Conv(%x, @w) {group=4}", 0, 4),
-        ("%x: f32[1,4,20]", "@w: f32[8,4,3] #01\n%y = Conv(%x, @w)", 0, 8),
+        (IMAGE, "@w: f32[8,8,3,3] #01\n%y = Conv(%x, @w)", 0, 8),
+        (IMAGE, "@w: f32[8,4,3,3] #01\n%y = Conv(%x, @w) {group=2}", 0, 8),
+        (IMAGE, "@w: f32[8,1,3,3] #01\n%y = Conv(%x, @w) {group=8}", 0, 8),
+        ("%x: f32[1,8,20]", "@w: f32[8,8,3] #01\n%y = Conv(%x, @w)", 0, 8),
         ("%x: f32[2,3,8]", "@w: f32[8,8] #01\n%y = MatMul(%x, @w)", 1, 8),
         ("%x: f32[3,8]", "@w: f32[8,5] #01\n%y = Gemm(%x, @w)", 1, 5),
         ("%x: f32[3,8]", "@w: f32[5,8] #01\n%y = Gemm(%x, @w) {transB=1}", 0, 5),
@@ -68,7 +68,7 @@ def test_a_shared_square_weight_has_a_type_for_each_axis() -> None:
 def test_a_shared_bias_is_derived_for_each_of_its_readers() -> None:
     result = annotated(
         graph(
-            "@w: f32[8,4,1,1] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)"
+            "@w: f32[8,8,1,1] #01\n@v: f32[8,8,1,1] #02\n@b: f32[8] #03\n%a = Conv(%x, @w, @b)\n%y = Conv(%a, @v, @b)"
         )
     ).model
     assert [types(result, "Conv", index)[2] for index in (0, 1)] == [DerivedQuant(0, 1)] * 2
@@ -77,8 +77,8 @@ def test_a_shared_bias_is_derived_for_each_of_its_readers() -> None:
 def test_tiny_weights_get_scales_in_which_the_bias_fits() -> None:
     result = annotated(
         graph(
-            "@w: f32[2,4,1,1] = [1e-8, 1e-8, 1e-8, 1e-8, 0.5, 0.2, 0.3, 0.1]\n@b: f32[2] = [3, 4]\n"
-            "%y = Conv(%x, @w, @b)"
+            "@w: f32[2,8,1,1] = [1e-8, 1e-8, 1e-8, 1e-8, 0, 0, 0, 0, 0.5, 0.2, 0.3, 0.1, 0, 0, 0, 0]\n"
+            "@b: f32[2] = [3, 4]\n%y = Conv(%x, @w, @b)"
         )
     )
     x, w, _ = types(result.model, "Conv")
@@ -87,9 +87,9 @@ def test_tiny_weights_get_scales_in_which_the_bias_fits() -> None:
     assert "weight scales of 1 channels raised so that the bias fits 32 bits" in [r.message for r in result.remarks]
 
 
-@pytest.mark.parametrize("weight", ["[0, 0, 0, 0]", "[1e-40, 0, 0, 0]"])
+@pytest.mark.parametrize("weight", ["[0, 0, 0, 0, 0, 0, 0, 0]", "[1e-40, 0, 0, 0, 0, 0, 0, 0]"])
 def test_a_channel_of_zeros_has_a_usable_scale(weight: str) -> None:
-    result = annotated(graph(f"@w: f32[1,4,1,1] = {weight}\n%y = Conv(%x, @w)")).model
+    result = annotated(graph(f"@w: f32[1,8,1,1] = {weight}\n%y = Conv(%x, @w)")).model
     [scale] = static(types(result, "Conv")[1]).scale
     assert np.isfinite(scale) and scale > 0
 
@@ -98,7 +98,7 @@ def test_a_channel_of_zeros_has_a_usable_scale(weight: str) -> None:
 
 
 def test_one_quantizer_on_a_convolutions_result_after_its_activation() -> None:
-    body = "@w: f32[8,4,3,3] #01\n@v: f32[2,8,1,1] #02\n@lo: f32[] = 0\n@hi: f32[] = 6\n"
+    body = "@w: f32[8,8,3,3] #01\n@v: f32[2,8,1,1] #02\n@lo: f32[] = 0\n@hi: f32[] = 6\n"
     for activation in ("Relu(%a)", "Clip(%a, @lo, @hi)"):
         result = annotated(graph(f"{body}%a = Conv(%x, @w)\n%r = {activation}\n%y = Conv(%r, @v)")).model
         values = {value.name: value for value in result.graph.values()}
@@ -129,7 +129,7 @@ def test_a_layer_norms_result_is_integers_for_the_matmul_and_float_for_the_resid
 def test_data_movement_keeps_the_parameters_of_its_operand() -> None:
     result = annotated(
         graph(
-            "@w: f32[8,4,3,3] #01\n@v: f32[2,8,1,1] #02\n%a = Conv(%x, @w)\n"
+            "@w: f32[8,8,3,3] #01\n@v: f32[2,8,1,1] #02\n%a = Conv(%x, @w)\n"
             "%p = MaxPool(%a) {kernel_shape=[2, 2]}\n%y = Conv(%p, @v)"
         )
     ).model
@@ -140,7 +140,7 @@ def test_data_movement_keeps_the_parameters_of_its_operand() -> None:
 def test_the_halves_of_a_split_share_the_parameters_of_the_whole() -> None:
     result = annotated(
         graph(
-            "@w: f32[8,4,1,1] #01\n@v: f32[2,4,1,1] #02\n%a = Conv(%x, @w)\n%p, %q = Split(%a) {axis=1}\n"
+            "@w: f32[8,8,1,1] #01\n@v: f32[2,4,1,1] #02\n%a = Conv(%x, @w)\n%p, %q = Split(%a) {axis=1}\n"
             "%y = Conv(%p, @v)\n%z = Conv(%q, @v)",
             outputs="%y, %z",
         )
@@ -151,7 +151,7 @@ def test_the_halves_of_a_split_share_the_parameters_of_the_whole() -> None:
 def test_concat_reads_each_operand_with_its_own_scale() -> None:
     result = annotated(
         graph(
-            "@w: f32[2,4,1,1] #01\n@v: f32[2,4,1,1] #02\n@u: f32[3,4,1,1] #03\n@k: f32[] = 30\n%m = Mul(%x, @k)\n"
+            "@w: f32[2,8,1,1] #01\n@v: f32[2,8,1,1] #02\n@u: f32[3,4,1,1] #03\n@k: f32[] = 30\n%m = Mul(%x, @k)\n"
             "%a = Conv(%x, @w)\n%b = Conv(%m, @v)\n%c = Concat(%a, %b) {axis=1}\n%y = Conv(%c, @u)"
         )
     ).model
@@ -161,7 +161,7 @@ def test_concat_reads_each_operand_with_its_own_scale() -> None:
 
 
 def test_what_only_light_operators_read_stays_float() -> None:
-    result = annotated(graph("@w: f32[4,4,1,1] #01\n%a = Conv(%x, @w)\n%b = Sigmoid(%a)\n%y = Mul(%b, %b)"))
+    result = annotated(graph("@w: f32[8,8,1,1] #01\n%a = Conv(%x, @w)\n%b = Sigmoid(%a)\n%y = Mul(%b, %b)"))
     assert kernels(result.model) == ["Conv"]
 
 
@@ -172,7 +172,7 @@ def test_what_only_light_operators_read_stays_float() -> None:
 def test_a_mask_never_enters_a_scale(huge: str) -> None:
     result = annotated(
         graph(
-            f"@w: f32[4,4,1,1] #01\n@v: f32[2,4,1,1] #02\n@mask: f32[1,4,1,1] = [0, 0, 0, {huge}]\n"
+            f"@w: f32[8,8,1,1] #01\n@v: f32[2,8,1,1] #02\n@mask: f32[1,8,1,1] = [0, 0, 0, 0, 0, 0, 0, {huge}]\n"
             "%a = Conv(%x, @w)\n%b = Add(%a, @mask)\n%s = Softmax(%b) {axis=1}\n%y = Conv(%s, @v)"
         )
     )
@@ -190,7 +190,7 @@ def test_a_mask_never_enters_a_scale(huge: str) -> None:
 def test_a_masked_sum_that_feeds_a_convolution_keeps_both_float() -> None:
     result = annotated(
         graph(
-            "@w: f32[4,4,1,1] #01\n@v: f32[2,4,1,1] #02\n@mask: f32[1,4,1,1] = [0, 0, 0, -3.4e38]\n"
+            "@w: f32[8,8,1,1] #01\n@v: f32[2,8,1,1] #02\n@mask: f32[1,8,1,1] = [0, 0, 0, 0, 0, 0, 0, -3.4e38]\n"
             "%a = Conv(%x, @w)\n%b = Add(%a, @mask)\n%y = Conv(%b, @v)"
         )
     )
@@ -201,7 +201,7 @@ def test_a_masked_sum_that_feeds_a_convolution_keeps_both_float() -> None:
 
 def test_a_mask_folded_into_a_bias_keeps_the_convolution_float() -> None:
     result = annotated(
-        graph("@w: f32[2,4,1,1] #01\n@b: f32[2] = [1, -3.4e38]\n%y = Conv(%x, @w, @b)"),
+        graph("@w: f32[2,8,1,1] #01\n@b: f32[2] = [1, -3.4e38]\n%y = Conv(%x, @w, @b)"),
     )
     assert kernels(result.model) == []
     assert reasons(result) == ["Conv stays float: 'y' reaches 3.4e+38: in such a scale all else would be zero"]
@@ -209,10 +209,10 @@ def test_a_mask_folded_into_a_bias_keeps_the_convolution_float() -> None:
 
 @pytest.mark.parametrize("number", ["inf", "nan"])
 def test_weights_that_are_no_numbers_stay_float(number: str) -> None:
-    weight = np.ones((2, 4, 1, 1), np.float32)
+    weight = np.ones((2, 8, 1, 1), np.float32)
     weight[1] = float(number)
     source = model(
-        f"graph g({IMAGE}) -> (%y) {{\n@w: f32[2,4,1,1] #01\n%y = Conv(%x, @w)\n}}", {"w": Tensor.of(weight)}
+        f"graph g({IMAGE}) -> (%y) {{\n@w: f32[2,8,1,1] #01\n%y = Conv(%x, @w)\n}}", {"w": Tensor.of(weight)}
     )
     result = annotated(source)
     assert kernels(result.model) == []
@@ -223,7 +223,7 @@ def test_weights_that_are_no_numbers_stay_float(number: str) -> None:
 
 
 def test_it_needs_ranges_and_known_presets() -> None:
-    source = graph("@w: f32[8,4,3,3] #01\n%y = Conv(%x, @w)")
+    source = graph("@w: f32[8,8,3,3] #01\n%y = Conv(%x, @w)")
     with pytest.raises(DataError, match="'x' has no observed range: run 'calibrate'"):
         Pipeline.parse("quantize").run(source)
     with pytest.raises(OptionError, match="unknown preset 'int7'"):
@@ -231,7 +231,7 @@ def test_it_needs_ranges_and_known_presets() -> None:
 
 
 def test_keep_float_barriers_the_named_node_only() -> None:
-    source = graph("@w: f32[8,4,3,3] #01\n@v: f32[2,8,1,1] #02\n%a = Conv(%x, @w)\n%y = Conv(%a, @v)")
+    source = graph("@w: f32[8,8,3,3] #01\n@v: f32[2,8,1,1] #02\n%a = Conv(%x, @w)\n%y = Conv(%a, @v)")
     for keep, left in (("a", "y"), ("y", "a")):
         passes = QUANTIZE.replace("quantize", f"quantize{{keep-float={keep}}}")
         result = annotated(source, feeds(source), passes).model

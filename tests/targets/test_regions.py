@@ -9,10 +9,10 @@ from qir.targets.ort_cpu import ORT_CPU
 from qir.targets.regions import RegionPlan, clip_bounds, merged_result, plan_regions, weight_axis
 from tests.passes.int8 import model, node
 
-W = "@w: f32[4,4,1,1] #01\n"
+W = "@w: f32[8,8,1,1] #01\n"
 
 
-def graph(body: str, inputs: str = "%x: f32[1,4,8,8]", outputs: str = "%y", opset: int = 17) -> Model:
+def graph(body: str, inputs: str = "%x: f32[1,8,8,8]", outputs: str = "%y", opset: int = 17) -> Model:
     return model(f"graph g({inputs}) -> ({outputs}) {{\n{body}\n}}", opset=opset)
 
 
@@ -36,7 +36,7 @@ def test_light_operators_join_between_convolutions_only() -> None:
 def test_a_chain_of_light_operators_leaves_as_a_whole() -> None:
     chain = "%a = Conv(%x, @w)\n%b = Sigmoid(%a)\n%c = Mul(%b, %b)\n%d = Transpose(%c)\n"
     assert integer(graph(W + chain + "%y = Softplus(%d)")) == ["a"]
-    assert integer(graph(W + chain + "%y = Conv(%d, @v)\n@v: f32[4,8,1,1] #02")) == ["a", "b", "c", "d", "y"]
+    assert integer(graph(W + chain + "%y = Conv(%d, @v)\n@v: f32[8,8,1,1] #02")) == ["a", "b", "c", "d", "y"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_clip_bounds_of_every_opset() -> None:
 @pytest.mark.parametrize(
     ("inputs", "body", "reason"),
     [
-        ("%x: f32[1,4,8,8], %w: f32[4,4,1,1]", "%y = Conv(%x, %w)", "its weight is not constant"),
+        ("%x: f32[1,8,8,8], %w: f32[8,8,1,1]", "%y = Conv(%x, %w)", "its weight is not constant"),
         ("%x: f32[3,8], %b: f32[5]", "@w: f32[8,5] #01\n%y = Gemm(%x, @w, %b)", "its bias is not constant"),
         ("%x: f64[3,8]", "@w: f64[8,5] #01\n%y = Gemm(%x, @w)", "its weight is f64, not f32"),
         ("%x: f32[3,8]", "@w: f32[8,0] #01\n%y = MatMul(%x, @w)", "its weight is empty"),
@@ -101,8 +101,8 @@ def test_clip_bounds_of_every_opset() -> None:
             "its weight has 3 axes, the integer kernels take 2",
         ),
         (
-            "%x: f32[1,4,8,8]",
-            "@w: f32[4,4,2,2] #01\n%y = ConvTranspose(%x, @w)",
+            "%x: f32[1,8,8,8]",
+            "@w: f32[8,4,2,2] #01\n%y = ConvTranspose(%x, @w)",
             "onnxruntime has no integer kernel for it",
         ),
     ],
@@ -120,7 +120,7 @@ def test_operators_of_other_domains_are_opaque() -> None:
 
 
 def test_elementwise_operators_join_with_float_and_constant_operands() -> None:
-    assert integer(graph(W + "@c: f32[1,4,1,1] #02\n%a = Conv(%x, @w)\n%b = Mul(%a, @c)\n%y = Conv(%b, @w)")) == [
+    assert integer(graph(W + "@c: f32[1,8,1,1] #02\n%a = Conv(%x, @w)\n%b = Mul(%a, @c)\n%y = Conv(%b, @w)")) == [
         "a",
         "b",
         "y",
@@ -143,7 +143,7 @@ def test_what_calibration_watches() -> None:
         W + "@v: f32[8,5] #02\n%a = Conv(%x, @w)\n%r = Relu(%a)\n"
         "%p = MaxPool(%r) {kernel_shape=[2, 2]}\n%c = Conv(%p, @w)\n"
         "%s = Softplus(%c)\n%y = MatMul(%u, @v)",
-        "%x: f32[1,4,8,8], %u: f32[3,8]",
+        "%x: f32[1,8,8,8], %u: f32[3,8]",
         "%y, %s",
     )
     assert {value.name for value in plan(source).quantized_values()} == {"x", "r", "p", "c", "u"}
