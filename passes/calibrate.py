@@ -9,9 +9,10 @@ from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
-from qir.ir import Model
+from qir.ir import Model, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
+from qir.targets import Target
 from qir.targets.regions import plan_regions
 
 __all__ = ["Calibrate"]
@@ -40,9 +41,11 @@ class Calibrate(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
         result = PassResult()
-        values = plan_regions(model.graph, load_target(ctx.target)).quantized_values()
-        if not values:
+        values, planned = _watched(model, load_target(ctx.target))
+        if not planned:
             result.remarks.append(self.missed(None, "the target has no integer form for any node of this model"))
+            return result
+        if not values:
             return result
         feeds = open_data(ctx.calibration, input_specs(model))
         for value, seen in collect(model, values, feeds, progress=ctx.progress).items():
@@ -63,3 +66,21 @@ class Calibrate(Pass):
                 )
         result.changed = True
         return result
+
+
+def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
+    """The values that parameters depend on, bodies included, and whether any node is to run on integers.
+
+    In a body also the first operand of what needs no parameters: it tells whether any sample ran the body.
+    """
+    values: dict[Value, None] = {}
+    planned = False
+    for graph in model.graph.graphs():
+        plan = plan_regions(graph, target)
+        planned |= bool(plan.integer)
+        values.update(dict.fromkeys(plan.quantized_values()))
+        if graph.owner is not None:
+            for node in plan.integer:
+                first = node.input(0)
+                values[node.output if first is None or first.is_constant else first] = None
+    return list(values), planned

@@ -21,6 +21,7 @@ from qir.ir import (
     UseQuantMarker,
     Value,
 )
+from qir.passes.emit_dynamic import EmitDynamic
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import bias_quant, quantize, scale_shape
 
@@ -29,7 +30,8 @@ __all__ = ["EmitQdq"]
 
 @dataclass(frozen=True)
 class EmitQdq(Pass):
-    """Write every annotation as QuantizeLinear/DequantizeLinear nodes and clear it.
+    """Write every annotation as QuantizeLinear/DequantizeLinear nodes and clear it, those of dynamic kernels and
+    look-ups as ``emit-dynamic`` does.
 
     A stored value gets one quantizer behind its producer and one dequantizer per scope that reads it; a use with a
     type of its own gets a quantizer of its own, shared by the uses that agree. Weights become integers, once per
@@ -53,6 +55,7 @@ class EmitQdq(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises UnsupportedError where the model's opset has no node for an annotation."""
         result = PassResult()
+        result.statistics.update(EmitDynamic().run(model, ctx).statistics)
         emitter = _Emitter(model, result)
         emitter.resolve_biases(model)
         for graph in list(model.graphs()):

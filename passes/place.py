@@ -42,7 +42,7 @@ class Place(Pass):
         """Raises ModelError where the runtime refuses the emitted model."""
         result = PassResult()
         target = load_target(ctx.target)
-        if not any(node.kernel == "integer" for node in model.graph.nodes):
+        if not any(node.kernel not in (None, "float") for node in model.walk()):
             return result
         for _ in range(self.max_rounds):
             found, originals = _audit_copy(model, ctx)
@@ -56,7 +56,7 @@ class Place(Pass):
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {island.reason}"))
         else:
             found, _ = _audit_copy(model, ctx)
-        for node in list(model.graph.nodes):
+        for node in list(model.walk()):
             if _raise_barrier(node, target):
                 result.count("barriers")
                 result.changed = True

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from qir.errors import DataError, OptionError, suggest
-from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Use, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
-from qir.quant.pairs import PairLayout, conv_layout, pair_safe_scale
-from qir.quant.recipe import Recipe
-from qir.quant.schemes import activation_quant, bias_safe_scale, weight_scale
-from qir.targets import Form, OpRule, Target, WeightRange
+from qir.quant.recipe import Choice, Recipe
+from qir.quant.schemes import activation_quant, bias_safe_scale
+from qir.targets import Form, OpRule, Target
+from qir.targets.kernels import make_dynamic, make_lookup, make_recurrent, weight_type
 from qir.targets.regions import RegionPlan, clip_bounds, data_inputs, merged_result, plan_regions, weight_axis
 
 __all__ = ["PRESETS", "Quantize"]
 
 PRESETS = ("int8",)
+LINEAR = ("static", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Quantize(Pass):
 
     Needs observed ranges (pass ``calibrate``) for what it quantizes. Convolutions get one quantizer on their result,
     after the activation that the runtime merges; linear operators one on each use of their input, their result stays
-    float; light operators join where that saves conversions. ``keep-float`` names nodes that stay float, by original
+    float; light operators join where that saves conversions. ``linear=dynamic`` lets linear operators quantize their
+    inputs at run time instead; recurrent operators do so always. Bodies of If, Loop and Scan are quantized like the
+    main graph, as far as samples ran them. ``keep-float`` names nodes that stay float, by original
     name, glob or operator; ``recipe`` is a TOML file of the same and more.
 
     Before::
@@ -47,6 +50,7 @@ class Quantize(Pass):
     keeps_observed: ClassVar[bool] = True
 
     preset: str = "int8"
+    linear: str = "static"
     keep_float: tuple[str, ...] = ()
     recipe: str | None = None
 
@@ -54,34 +58,71 @@ class Quantize(Pass):
         """Raises OptionError for an unknown preset or a pattern that matches nothing, DataError without ranges."""
         if self.preset not in PRESETS:
             raise OptionError(f"unknown preset {self.preset!r}{suggest(self.preset, PRESETS)}: there is {PRESETS[0]}")
+        if self.linear not in LINEAR:
+            raise OptionError(
+                f"unknown linear={self.linear!r}{suggest(self.linear, LINEAR)}: use {' or '.join(LINEAR)}"
+            )
         target = load_target(ctx.target)
         recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
-        asked = recipe.with_float(self.keep_float).resolve(model)
-        plan = plan_regions(model.graph, target, lambda node: asked(node) or _huge_numbers(node, target))
+        chosen = recipe.with_float(self.keep_float).assign(model)
+
+        def keep_float(node: Node) -> str | None:
+            choice = chosen.get(node)
+            if choice is not None and choice.precision == "float":
+                return f"{choice.origin} says so ({choice.match!r})"
+            return _never_ran(node, target) or _huge_numbers(node, target)
+
         result = PassResult()
-        annotator = _Annotator(self, plan, target, result)
-        for node, rule in plan.integer.items():
-            annotator.annotate(node, rule)
-        for node, reason in plan.kept.items():
-            node.kernel = "float"
-            result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
-        _remark_on_bodies(self, model, result)
-        result.changed = bool(plan.integer)
+        annotator = _Annotator(self, target, chosen, result)
+        for graph in model.graph.graphs():
+            plan = plan_regions(graph, target, keep_float)
+            annotator.annotate_all(plan)
+            for node, reason in plan.kept.items():
+                node.kernel = "float"
+                result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
+            result.changed |= bool(plan.integer)
+        for function in model.functions.values():
+            result.remarks.append(
+                self.missed(None, f"function {function.domain}.{function.name} stays float: inline it to quantize it")
+            )
         return result
 
 
 class _Annotator:
-    def __init__(self, owner: Quantize, plan: RegionPlan, target: Target, result: PassResult) -> None:
+    """Annotates graph after graph; a value that several of them read has one type."""
+
+    def __init__(self, owner: Quantize, target: Target, chosen: Mapping[Node, Choice], result: PassResult) -> None:
         self.owner = owner
-        self.plan = plan
         self.target = target
+        self.chosen = chosen
         self.result = result
-        self.stored = plan.stored()
+        self.stored: set[Value] = set()
         self.types: dict[Value, StaticQuant] = {}
 
-    def annotate(self, node: Node, rule: OpRule) -> None:
-        node.kernel = "integer"
+    def annotate_all(self, plan: RegionPlan) -> None:
+        self.stored |= plan.stored()
+        for node, rule in plan.integer.items():
+            self.annotate(node, rule, plan.result[node])
+
+    def dynamic(self, node: Node) -> bool:
+        choice = self.chosen.get(node)
+        return self.owner.linear == "dynamic" if choice is None else choice.precision == "int8-dynamic"
+
+    def annotate(self, node: Node, rule: OpRule, result: Value) -> None:
         self.result.count(node.op)
+        if rule.form is Form.RECURRENT:
+            make_recurrent(node, self.target)
+            self.result.remarks.append(self.owner.applied(node, f"{node.op} runs as {node.kernel}"))
+            return
+        if rule.form is Form.LOOKUP:
+            make_lookup(node)
+            self.result.remarks.append(self.owner.applied(node, f"{node.op} reads its table as {DType.INT8} rows"))
+            return
+        if rule.form is Form.LINEAR and self.dynamic(node):
+            make_dynamic(node, self.target)
+            self.result.remarks.append(self.owner.applied(node, f"{node.op} quantizes its input at run time"))
+            return
+        node.kernel = "integer"
         for index in data_inputs(node, rule):
             use = node.use(index)
             if use is not None and use.value not in self.stored:
@@ -95,8 +136,7 @@ class _Annotator:
                 if value.name:
                     value.quant = self.types[value] = self._type_of(source)
         elif rule.form is not Form.LINEAR:
-            value = self.plan.result[node]
-            value.quant = self._type_of(value)
+            result.quant = self._type_of(result)
         message = f"{node.op} runs on integers"
         self.result.remarks.append(self.owner.applied(node, message))
 
@@ -133,8 +173,8 @@ class _Annotator:
         use = node.use(rule.weight_input)
         tensor = use.value.tensor if use is not None else None
         assert use is not None and tensor is not None
-        axis = weight_axis(node)
-        scale = self._weight_scale(node, tensor, axis)
+        quant = weight_type(node, tensor, self.target)
+        scale = quant.scale_array()
         bias_use = node.use(rule.bias_input) if rule.bias_input is not None else None
         if bias_use is not None:
             bias = bias_use.value.tensor
@@ -151,16 +191,8 @@ class _Annotator:
                 )
             scale = safe
             bias_use.quant = DerivedQuant(0, rule.weight_input)
-        use.quant = StaticQuant.per_axis(self.target.weight, scale, axis)
-
-    def _weight_scale(self, node: Node, tensor: Tensor, axis: int) -> np.ndarray:
-        weight = tensor.numpy()
-        layout = _pair_layout(node, tensor)
-        if self.target.weight_range is WeightRange.FULL or layout is None:
-            return weight_scale(weight, axis, self.target.weight)
-        if self.target.weight_range is WeightRange.REDUCED:
-            return weight_scale(weight, axis, self.target.weight, reduce_range=True)
-        return pair_safe_scale(weight, axis, layout)
+            quant = StaticQuant.per_axis(quant.dtype, scale, weight_axis(node))
+        use.quant = quant
 
 
 _MASK, _DROWNS = 1e4, 100.0
@@ -194,13 +226,6 @@ def _magnitude(value: Value) -> float | None:
     return value_range(value).magnitude
 
 
-def _pair_layout(node: Node, weight: Tensor) -> PairLayout | None:
-    """Which weights the kernel multiplies side by side; None where its products cannot saturate."""
-    if node.op == "Conv":
-        return conv_layout(weight.shape, node.get("group", 1))
-    return PairLayout.ROWS if node.get("transB", 0) else PairLayout.COLUMNS
-
-
 def value_range(value: Value) -> Interval:
     """What parameters must cover: what calibration saw, within what is possible.
 
@@ -217,14 +242,12 @@ def value_range(value: Value) -> Interval:
     raise DataError(f"value {value.name!r} has no observed range: run 'calibrate' with samples before 'quantize'")
 
 
-def _remark_on_bodies(owner: Quantize, model: Model, result: PassResult) -> None:
-    """Nothing inside of bodies and functions is quantized here: say so, with what that leaves float."""
-    for node in model.graph.nodes:
-        inner = Counter(n.op for body in node.bodies for n in body.walk() if n.op in ("Conv", "MatMul", "Gemm", "LSTM"))
-        if inner:
-            what = ", ".join(f"{count} {op}" for op, count in sorted(inner.items()))
-            result.remarks.append(owner.missed(node, f"{what} in its bodies stay float: bodies are not quantized yet"))
-    for function in model.functions.values():
-        result.remarks.append(
-            owner.missed(None, f"function {function.domain}.{function.name} stays float: functions are not quantized")
-        )
+def _never_ran(node: Node, target: Target) -> str | None:
+    """Why a node of a body has no ranges: a branch that no sample took, a loop of no rounds."""
+    if node.graph is None or node.graph.owner is None:
+        return None
+    values = [value for value in node.inputs if value is not None and not value.is_constant]
+    if len(node.outputs) == 1:
+        values += [node.output, merged_result(node, target)]
+    seen = any(value.observed is not None and not value.observed.is_empty for value in values)
+    return None if seen else "no calibration sample ran the body that it stands in"

@@ -10,6 +10,7 @@ from qir.ir.attribute import Attribute, AttrKind
 from qir.ir.journal import EditState, Journaled, journaled
 from qir.ir.linked import Linked
 from qir.ir.provenance import Provenance, flatten
+from qir.ir.types import Type
 from qir.ir.value import Use, Value
 
 if TYPE_CHECKING:
@@ -137,6 +138,17 @@ class Node(Linked):
     def output(self) -> Value:
         """The first result. Raises IndexError where there is none."""
         return self._outputs[0]
+
+    def add_output(self, name: str, type_: Type | None = None) -> Value:
+        """One more result, after the others: for a node whose bodies hand out more. The name must be free."""
+        state = self._state
+        state.take(name)
+        value = Value(state, name, type_)
+        value._producer, value._index = self, len(self._outputs)
+        if state.journal is not None:
+            state.journal.record(self, "outputs", setattr, self, "_outputs", self._outputs)
+        self._outputs = (*self._outputs, value)
+        return value
 
     def input(self, index: int) -> Value | None:
         """The operand, None where it is missing or beyond the end."""

@@ -4,7 +4,7 @@
 
     [[node]]
     match = "layer3/*"        # a name of the imported model, a glob over names, or an operator type
-    precision = "float"
+    precision = "float"       # or "int8", or "int8-dynamic": a linear operator that quantizes its input at run time
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qir.ir import Model, Node
 
 __all__ = ["Choice", "Recipe"]
 
-Precision = Literal["float", "int8"]
+Precision = Literal["float", "int8", "int8-dynamic"]
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -69,11 +69,22 @@ class Recipe:
     def resolve(self, model: Model) -> Callable[[Node], str | None]:
         """A function that gives the reason for which a node stays float, None where no choice says so.
 
+        Raises OptionError as ``assign`` does.
+        """
+        return {
+            node: f"{choice.origin} says so ({choice.match!r})"
+            for node, choice in self.assign(model).items()
+            if choice.precision == "float"
+        }.get
+
+    def assign(self, model: Model) -> dict[Node, Choice]:
+        """The choice that holds for each node, bodies and functions included; nodes that none matches are left out.
+
         Raises OptionError for a choice that matches no node, naming the nearest names.
         """
-        reasons: dict[Node, str] = {}
+        assigned: dict[Node, Choice] = {}
         if not self.choices:
-            return reasons.get
+            return assigned
         used: set[Choice] = set()
         names: set[str] = set()
         for node in model.walk():
@@ -82,17 +93,14 @@ class Recipe:
             for choice in self.choices:
                 if choice.matches(node, own):
                     used.add(choice)
-                    if choice.precision == "float":
-                        reasons[node] = f"{choice.origin} says so ({choice.match!r})"
-                    else:
-                        reasons.pop(node, None)
+                    assigned[node] = choice
         for choice in self.choices:
             if choice not in used:
                 raise OptionError(
                     f"{choice.origin}: {choice.match!r} matches no node{suggest(choice.match, names)}: "
                     "use a node's name, a glob like 'layer1/*', or an operator type"
                 )
-        return reasons.get
+        return assigned
 
 
 def _choice(table: dict[str, object], where: str) -> Choice:

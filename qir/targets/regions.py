@@ -15,7 +15,7 @@ import numpy as np
 from qir.ir import DType, Graph, Node, Tensor, Value
 from qir.targets.target import Form, OpRule, Target
 
-__all__ = ["RegionPlan", "merged_result", "plan_regions", "weight_axis"]
+__all__ = ["FLOAT_RESULT", "RegionPlan", "merged_result", "plan_regions", "reason_against_dynamic", "weight_axis"]
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class RegionPlan:
         for node, rule in self.integer.items():
             if rule.form is Form.MOVEMENT:
                 found.update(node.outputs)
-            elif rule.form is not Form.LINEAR:
+            elif rule.form not in FLOAT_RESULT:
                 found.add(self.result[node])
         return found
 
@@ -46,7 +46,7 @@ class RegionPlan:
                 value = node.input(index)
                 if value is not None and not value.is_constant:
                     found[value] = None
-            if rule.form not in (Form.LINEAR, Form.MOVEMENT):
+            if rule.form is not Form.MOVEMENT and rule.form not in FLOAT_RESULT:
                 found[self.result[node]] = None
         return list(found)
 
@@ -59,14 +59,14 @@ def plan_regions(graph: Graph, target: Target, keep_float: Callable[[Node], str 
     plan = RegionPlan()
     supplied: set[Value] = set()
     for node in graph.nodes:
-        rule = target.rule(node.domain, node.op)
+        rule = _rule(node, target)
         if rule is None:
             if _is_heavy(node):
                 plan.kept[node] = target.reason_for_float(node.domain, node.op)
             continue
         if not _is_candidate(node, rule, supplied):
             continue
-        reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied)
+        reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied, target)
         if reason is not None:
             plan.kept[node] = reason
             continue
@@ -74,12 +74,16 @@ def plan_regions(graph: Graph, target: Target, keep_float: Callable[[Node], str 
         plan.result[node] = merged_result(node, target) if rule.form in _MERGING else node.output
         if rule.form is Form.MOVEMENT:
             supplied.update(node.outputs)
-        elif rule.form is not Form.LINEAR:
+        elif rule.form not in FLOAT_RESULT:
             supplied.add(plan.result[node])
     _drop_undemanded(plan)
     return plan
 
 
+FLOAT_RESULT = frozenset({Form.LINEAR, Form.RECURRENT, Form.LOOKUP})
+"""Forms whose kernels hand out floats."""
+
+_SELF_STARTING = FLOAT_RESULT | {Form.CONVOLUTION}
 _MERGING = (Form.CONVOLUTION, Form.LINEAR, Form.ELEMENTWISE)
 
 
@@ -126,9 +130,20 @@ def data_inputs(node: Node, rule: OpRule) -> range | tuple[int, ...]:
     return range(len(node.uses)) if rule.data_inputs is None else rule.data_inputs
 
 
+def _rule(node: Node, target: Target) -> OpRule | None:
+    """The target's rule for a node. A Gather from a large constant table of rows is a lookup."""
+    rule = target.rule(node.domain, node.op)
+    table = node.input(0)
+    tensor = table.tensor if table is not None else None
+    if node.op != "Gather" or rule is None or tensor is None:
+        return rule
+    is_table = tensor.dtype is DType.FLOAT and len(tensor.shape) == 2 and node.get("axis", 0) in (0, -2)
+    return target.lookup if is_table and tensor.nbytes >= target.min_table_bytes else None
+
+
 def _is_candidate(node: Node, rule: OpRule, supplied: set[Value]) -> bool:
     """Light operators far from any integers are not worth a word."""
-    if rule.form in (Form.CONVOLUTION, Form.LINEAR):
+    if rule.form in _SELF_STARTING:
         return True
     return any(node.input(index) in supplied for index in data_inputs(node, rule))
 
@@ -137,10 +152,16 @@ def _is_heavy(node: Node) -> bool:
     return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan", "Einsum")
 
 
-def _reason_against(node: Node, rule: OpRule, supplied: set[Value]) -> str | None:
+def _reason_against(node: Node, rule: OpRule, supplied: set[Value], target: Target) -> str | None:
     match rule.form:
+        case Form.RECURRENT:
+            return _reason_against_recurrent(node, target)
+        case Form.LOOKUP:
+            table = node.input(0)
+            finite = table is not None and table.tensor is not None and _is_finite(table.tensor)
+            return None if finite else "its table holds infinities or NaN"
         case Form.CONVOLUTION:
-            return _reason_against_weight(node, rule)
+            return _reason_against_weight(node, rule) or _reason_against_stem(node, supplied, target)
         case Form.LINEAR:
             return _reason_against_linear(node) or _reason_against_weight(node, rule)
         case Form.ELEMENTWISE:
@@ -173,6 +194,15 @@ def _reason_against_weight(node: Node, rule: OpRule) -> str | None:
     return None if _is_finite(bias.tensor) else "its bias holds infinities or NaN"
 
 
+def _reason_against_stem(node: Node, supplied: set[Value], target: Target) -> str | None:
+    weight = node.input(1)
+    assert weight is not None and weight.tensor is not None
+    channels = weight.tensor.shape[1]
+    if channels >= target.min_conv_channels or node.input(0) in supplied or node.get("group", 1) > 1:
+        return None
+    return f"with {channels} input channels {target.name} is faster in float than with a quantizer before it"
+
+
 def _reason_against_linear(node: Node) -> str | None:
     if node.op == "MatMul":
         weight = node.input(1)
@@ -183,6 +213,33 @@ def _reason_against_linear(node: Node) -> str | None:
         return "the integer Gemm takes no transposed activation"
     if node.get("alpha", 1.0) != 1.0 or (node.input(2) is not None and node.get("beta", 1.0) != 1.0):
         return "the integer Gemm takes only alpha = beta = 1"
+    return None
+
+
+def reason_against_dynamic(node: Node) -> str | None:
+    """Why a node cannot run as a linear operator on dynamically quantized activations; None where it can."""
+    if node.op not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+        return "only MatMul and Gemm can"
+    rule = OpRule(Form.LINEAR, weight_input=1, bias_input=2 if node.op == "Gemm" else None)
+    return _reason_against_linear(node) or _reason_against_weight(node, rule)
+
+
+def _reason_against_recurrent(node: Node, target: Target) -> str | None:
+    if node.get("layout", 0):
+        return "the integer kernel takes no batch-major layout"
+    size = 0
+    for index in (1, 2):
+        weight = node.input(index)
+        tensor = weight.tensor if weight is not None else None
+        if tensor is None:
+            return "its weights are not constant"
+        if tensor.dtype is not DType.FLOAT:
+            return f"its weights are {tensor.dtype}, not f32"
+        if not _is_finite(tensor):
+            return "its weights hold infinities or NaN"
+        size += tensor.size // max(tensor.shape[0], 1)
+    if size < target.min_recurrent_weights:
+        return f"with {size} weights a direction the integer kernel is slower than the float one"
     return None
 
 
@@ -209,7 +266,7 @@ def _drop_undemanded(plan: RegionPlan) -> None:
     demanded: set[Value] = set()
     for node in reversed(list(plan.integer)):
         rule = plan.integer[node]
-        if rule.form not in (Form.CONVOLUTION, Form.LINEAR):
+        if rule.form not in _SELF_STARTING:
             results = node.outputs if rule.form is Form.MOVEMENT else (plan.result[node],)
             if not any(value in demanded for value in results):
                 del plan.integer[node], plan.result[node]

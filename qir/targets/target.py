@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qir.ir import DType
+from qir.targets.cost import CostTable
 
 __all__ = ["Form", "OpRule", "Target", "WeightRange"]
 
@@ -24,6 +25,10 @@ class Form(enum.Enum):
     """Integer in, integer out, each with parameters of its own."""
     MOVEMENT = "movement"
     """Rearranges or selects elements: in and out share their parameters."""
+    RECURRENT = "recurrent"
+    """Constant weights; the kernel quantizes its activations itself, step by step; the results are floats."""
+    LOOKUP = "lookup"
+    """Rows of a constant table, stored as integers with a scale each; the result is float."""
 
 
 class WeightRange(enum.Enum):
@@ -58,8 +63,11 @@ class Target:
     ``merged``: activations that a convolution or linear operator absorbs together with the quantizer after them.
     ``float_only``: operators that stay float, with the reason that a remark gives. ``barriers``: operators that the
     runtime turns into integer ones by itself, slower or less accurate, when they stand between a dequantizer and a
-    quantizer; an operator in between prevents that. ``session_options``: entries that
-    the runtime should be configured with.
+    quantizer; an operator in between prevents that. ``lookup``: how
+    a Gather from a constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the
+    kernel for an operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
+    ``cost``: what nodes cost. ``min_conv_channels``: a convolution that reads fewer channels a group (depthwise ones
+    aside) from a float value stays float. ``session_options``: entries that the runtime should be configured with.
     """
 
     name: str
@@ -68,6 +76,10 @@ class Target:
     rules: Mapping[str, OpRule]
     merged: frozenset[str]
     float_only: Mapping[str, str]
+    lookup: OpRule | None = None
+    recurrent_kernels: Mapping[str, str] = field(default_factory=dict)
+    min_recurrent_weights: int = 0
+    min_table_bytes: int = 0
     barriers: frozenset[str] = frozenset()
     activation: DType = DType.UINT8
     weight: DType = DType.INT8
@@ -75,6 +87,8 @@ class Target:
     min_opset: int = 13
     max_ir_version: int = 13
     session_options: Mapping[str, str] = field(default_factory=dict)
+    cost: CostTable = CostTable()
+    min_conv_channels: int = 1
 
     def rule(self, domain: str, op: str) -> OpRule | None:
         """The rule for an operator of the standard domain; None where it stays float."""

@@ -1,0 +1,234 @@
+"""``emit-dynamic``: spell the kernels that quantize activations at run time, and look-ups in integer tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qir.errors import UnsupportedError
+from qir.ir import DType, DynamicQuant, Graph, Model, Node, StaticQuant, Tensor, TensorType, Use, UseQuantMarker, Value
+from qir.ir.provenance import merge
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.quant.arithmetic import quantize
+
+__all__ = ["EmitDynamic"]
+
+_CONTRIB = "com.microsoft"
+_DYNAMIC_LSTM = "DynamicQuantizeLSTM"
+
+
+@dataclass(frozen=True)
+class EmitDynamic(Pass):
+    """Write dynamic linear operators as DynamicQuantizeLinear (one for all that read the same value) and
+    MatMulIntegerToFloat, with the bias inside; LSTMs as DynamicQuantizeLSTM; look-ups in a table with a scale a row as
+    a Gather of codes times a Gather of scales. ``emit-qdq`` does this first, then spells the static annotations.
+
+    Before::
+
+        %y: f32[2,8] = MatMul(%x : dynamic(u8), @w : s8[axis=1](...)) kernel=dynamic
+
+    After::
+
+        %x_quantized: u8[2,4], %x_scale: f32[], %x_zero_point: u8[] = DynamicQuantizeLinear(%x)
+        %y: f32[2,8] = com.microsoft.MatMulIntegerToFloat(%x_quantized, @w_quantized, %x_scale, @w_scale, %x_zero_point)
+    """
+
+    name: ClassVar[str] = "emit-dynamic"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises UnsupportedError where the model's opset lacks DynamicQuantizeLinear (11)."""
+        result = PassResult()
+        emitter = _Emitter(model, result)
+        for node in list(model.walk()):
+            if node.kernel == "dynamic":
+                emitter.linear(node)
+            elif node.kernel == _DYNAMIC_LSTM:
+                emitter.recurrent(node)
+            elif node.kernel == "integer" and node.op == "Gather" and _reads_typed_table(node):
+                emitter.lookup(node)
+        if emitter.contrib and model.opset(_CONTRIB) is None:
+            model.opset_imports = {**model.opset_imports, _CONTRIB: 1}
+        result.changed = bool(result.statistics)
+        return result
+
+
+class _Emitter:
+    """Rewrites nodes in place, so that results keep their identity; each constant and quantizer is made once."""
+
+    def __init__(self, model: Model, result: PassResult) -> None:
+        self.opset = model.opset() or 1
+        self.result = result
+        self.contrib = False
+        self.activations: dict[tuple[Value, Graph], tuple[Value, Value, Value]] = {}
+        self.codes: dict[tuple[Value, StaticQuant, bool], Value] = {}
+        self.scales: dict[tuple[Value, StaticQuant, tuple[int, ...]], Value] = {}
+
+    def linear(self, node: Node) -> None:
+        data, weight = node.use(0), node.use(1)
+        assert data is not None and weight is not None
+        quant = _static(weight)
+        if not isinstance(data.quant, DynamicQuant) or data.quant.dtype is not DType.UINT8:
+            raise UnsupportedError(f"{node.op} {node.label!r} is dynamic, but its activation is no dynamic u8")
+        codes, scale, zero = self._activation(node, data.value)
+        table = self._codes(weight.value, quant, transposed=bool(node.get("transB", 0)))
+        weight_scale = self._scale(weight.value, quant, (len(quant.scale),) if quant.axis is not None else ())
+        maker, bias = self._with_bias(node)
+        old = [value for value in node.inputs if value is not None]
+        for name in list(node.attributes):
+            node.remove(name)
+        _clear(node)
+        maker.set_op("MatMulIntegerToFloat", _CONTRIB)
+        if maker is not node:
+            old += [value for value in maker.inputs if value is not None]
+        operands = [codes, table, scale, weight_scale, zero]
+        maker.set_inputs(operands if bias is None else [*operands, None, bias])
+        if maker is not node:
+            maker.provenance = merge([node.provenance, maker.provenance])
+            node.erase()
+        _drop_unused(old)
+        self.contrib = True
+        self.result.count("dynamic")
+
+    def recurrent(self, node: Node) -> None:
+        operands = list(node.inputs) + [None] * (8 - len(node.inputs))
+        parameters: list[Value | None] = []
+        old = operands[1:3]
+        directions = 2 if node.get("direction", "forward") == "bidirectional" else 1
+        for index in (1, 2):
+            use = node.use(index)
+            assert use is not None
+            quant = _static(use)
+            shape = (directions, len(quant.scale) // directions)
+            operands[index] = self._codes(use.value, quant, transposed=True)
+            scale = self._scale(use.value, quant, shape)
+            zero = self._constant(use.value, f"{use.value.name}_zero_point", np.zeros(shape, quant.dtype.numpy))
+            parameters += [scale, zero]
+        node.remove("layout")
+        _clear(node)
+        node.set_op(_DYNAMIC_LSTM, _CONTRIB)
+        node.set_inputs([*operands, *parameters])
+        _drop_unused([value for value in old if value is not None])
+        self.contrib = True
+        self.result.count("recurrent")
+
+    def lookup(self, node: Node) -> None:
+        table, indices, graph = node.use(0), node.input(1), node.graph
+        assert table is not None and indices is not None and graph is not None
+        quant, value, result = _static(table), table.value, node.output
+        codes = self._codes(value, quant, transposed=False)
+        scales = self._scale(value, quant, (len(quant.scale), 1))
+        shape = result.shape
+        row = graph.insert_before(
+            node, "Gather", [codes, indices], attributes={"axis": 0}, types=[TensorType(quant.dtype, shape)],
+            source=[node],
+        ).output  # fmt: skip
+        number = graph.insert_before(
+            node, "Cast", [row], attributes={"to": DType.FLOAT.code}, types=[result.type], source=[node]
+        ).output
+        narrow = None if shape is None else (*shape[:-1], 1)
+        scale = graph.insert_before(
+            node, "Gather", [scales, indices], attributes={"axis": 0}, types=[TensorType(DType.FLOAT, narrow)],
+            source=[node],
+        ).output  # fmt: skip
+        node.remove("axis")
+        _clear(node)
+        node.set_op("Mul")
+        node.set_inputs([number, scale])
+        _drop_unused([value])
+        self.result.count("lookups")
+
+    def _activation(self, node: Node, value: Value) -> tuple[Value, Value, Value]:
+        """Codes, scale and zero point; in the reader's scope, because a body may never run."""
+        if self.opset < 11:
+            raise UnsupportedError(
+                f"dynamic quantization needs opset 11, the model has {self.opset}: run 'convert-opset' first"
+            )
+        graph = node.graph
+        assert graph is not None
+        key = (value, graph)
+        if key not in self.activations:
+            names = [graph.fresh_name(f"{value.name}_{part}") for part in ("quantized", "scale", "zero_point")]
+            types = [TensorType(DType.UINT8, value.shape), TensorType(DType.FLOAT, ()), TensorType(DType.UINT8, ())]
+            made = graph.insert_before(
+                node, "DynamicQuantizeLinear", [value], outputs=names, types=types, source=[node],
+                name=graph.fresh_name(f"{value.name}_DynamicQuantizeLinear"),
+            )  # fmt: skip
+            self.activations[key] = made.outputs[0], made.outputs[1], made.outputs[2]
+            self.result.count("quantizers")
+        return self.activations[key]
+
+    def _codes(self, value: Value, quant: StaticQuant, *, transposed: bool) -> Value:
+        key = (value, quant, transposed)
+        if key not in self.codes:
+            assert value.tensor is not None
+            codes = quantize(value.tensor.numpy(), quant)
+            codes = np.ascontiguousarray(np.swapaxes(codes, -1, -2) if transposed else codes)
+            self.codes[key] = self._constant(value, f"{value.name}_quantized", codes)
+            self.result.count("weights")
+        return self.codes[key]
+
+    def _scale(self, value: Value, quant: StaticQuant, shape: tuple[int, ...]) -> Value:
+        key = (value, quant, shape)
+        if key not in self.scales:
+            self.scales[key] = self._constant(value, f"{value.name}_scale", np.reshape(quant.scale_array(), shape))
+        return self.scales[key]
+
+    @staticmethod
+    def _constant(value: Value, name: str, array: np.ndarray) -> Value:
+        """In the scope of the constant that it stands for, so that all readers of that see it too."""
+        graph = value.graph
+        assert graph is not None
+        return graph.add_initializer(name, Tensor.of(np.asarray(array)))
+
+    def _with_bias(self, node: Node) -> tuple[Node, Value | None]:
+        """The node whose result the kernel makes, and its bias as a vector: a Gemm's own, or an Add of a row."""
+        own = node.input(2)
+        if own is not None:
+            return node, self._vector(own)
+        uses = list(node.output.uses)
+        add = uses[0].node if len(uses) == 1 else None
+        weight = node.input(1)
+        if add is None or add.op != "Add" or add.domain != "" or add.graph is not node.graph or add.kernel == "integer":
+            return node, None
+        bias = add.input(1 - uses[0].index)
+        if bias is None or bias.tensor is None or weight is None or weight.tensor is None:
+            return node, None
+        columns = weight.tensor.shape[0 if node.get("transB", 0) else 1]
+        if bias.tensor.size != columns or bias.tensor.shape[-1:] != (columns,) or node.op == "Gemm":
+            return node, None
+        # A row of more axes than the product would add them to the result.
+        fits = len(bias.tensor.shape) == 1 or len(bias.tensor.shape) <= len(node.output.shape or ())
+        return (add, self._vector(bias)) if fits else (node, None)
+
+    def _vector(self, bias: Value) -> Value:
+        assert bias.tensor is not None
+        if len(bias.tensor.shape) == 1:
+            return bias
+        return self._constant(bias, f"{bias.name}_vector", bias.tensor.numpy().reshape(-1))
+
+
+def _static(use: Use) -> StaticQuant:
+    if not isinstance(use.quant, StaticQuant) or use.value.tensor is None:
+        raise UnsupportedError(f"weight {use.value.name!r} has no static type: run 'quantize' first")
+    return use.quant
+
+
+def _reads_typed_table(node: Node) -> bool:
+    use = node.use(0)
+    return use is not None and isinstance(use.quant, StaticQuant) and use.quant.axis == 0 and use.value.is_constant
+
+
+def _clear(node: Node) -> None:
+    node.kernel = None
+    for use in node.uses:
+        if use is not None:
+            use.quant = UseQuantMarker.INHERIT
+
+
+def _drop_unused(values: list[Value]) -> None:
+    for value in dict.fromkeys(values):
+        if value.is_constant and not value.uses and value.graph is not None:
+            value.graph.remove_initializer(value)
