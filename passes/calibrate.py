@@ -71,7 +71,7 @@ class Calibrate(Pass):
 def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
     """The values that parameters depend on, bodies included, and whether any node is to run on integers.
 
-    In a body also the first operand of what needs no parameters: it tells whether any sample ran the body.
+    In a body also an operand or result of what needs no parameters: it tells whether any sample ran the body.
     """
     values: dict[Value, None] = {}
     planned = False
@@ -82,5 +82,6 @@ def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
         if graph.owner is not None:
             for node in plan.integer:
                 first = node.input(0)
-                values[node.output if first is None or first.is_constant else first] = None
+                inside = first is not None and first.graph is graph and not first.is_constant
+                values[first if inside and first is not None else node.output] = None
     return list(values), planned

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from qir.errors import DataError, OptionError, suggest
-from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Use, Value
+from qir.ir import DerivedQuant, DType, Graph, Interval, Model, Node, StaticQuant, Use, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.recipe import Choice, Recipe
@@ -66,11 +66,15 @@ class Quantize(Pass):
         recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
         chosen = recipe.with_float(self.keep_float).assign(model)
 
+        silent = {graph for graph in model.graph.graphs() if _silent(graph)}
+
         def keep_float(node: Node) -> str | None:
             choice = chosen.get(node)
             if choice is not None and choice.precision == "float":
                 return f"{choice.origin} says so ({choice.match!r})"
-            return _never_ran(node, target) or _huge_numbers(node, target)
+            if node.graph in silent:
+                return "no calibration sample ran the body that it stands in"
+            return _huge_numbers(node, target)
 
         result = PassResult()
         annotator = _Annotator(self, target, chosen, result)
@@ -242,12 +246,11 @@ def value_range(value: Value) -> Interval:
     raise DataError(f"value {value.name!r} has no observed range: run 'calibrate' with samples before 'quantize'")
 
 
-def _never_ran(node: Node, target: Target) -> str | None:
-    """Why a node of a body has no ranges: a branch that no sample took, a loop of no rounds."""
-    if node.graph is None or node.graph.owner is None:
-        return None
-    values = [value for value in node.inputs if value is not None and not value.is_constant]
-    if len(node.outputs) == 1:
-        values += [node.output, merged_result(node, target)]
-    seen = any(value.observed is not None and not value.observed.is_empty for value in values)
-    return None if seen else "no calibration sample ran the body that it stands in"
+def _silent(graph: Graph) -> bool:
+    """Whether this is a body that no calibration sample ran: a branch not taken, a loop of no rounds.
+
+    Calibration watches at least one value of each body; values from outside say nothing about it.
+    """
+    if graph.owner is None:
+        return False
+    return all(value.observed is None or value.observed.is_empty for value in graph.values())

@@ -84,7 +84,7 @@ class Rescue(Pass):
 
 
 def _integer_nodes(model: Model) -> list[Node]:
-    return [node for node in model.graph.nodes if node.kernel == "integer"]
+    return [node for node in model.walk() if node.kernel == "integer"]
 
 
 def _emitted(model: Model, feeds: Feeds, ctx: PassContext) -> Model:

@@ -149,7 +149,7 @@ def _is_candidate(node: Node, rule: OpRule, supplied: set[Value]) -> bool:
 
 
 def _is_heavy(node: Node) -> bool:
-    return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "If", "Loop", "Scan", "Einsum")
+    return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Einsum")
 
 
 def _reason_against(node: Node, rule: OpRule, supplied: set[Value], target: Target) -> str | None:
