@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from qir.cli import main
 from qir.ir import DType, Model, Tensor, TensorType
+from qir.ir.parser import parse_model
 from qir.pipeline import Pipeline, default_registry
 from tests.pipeline.toys import chain, ops
 
@@ -53,3 +55,20 @@ def test_the_instrument_works_when_pasted() -> None:
 def test_the_two_forms_on_the_page_are_one_pipeline() -> None:
     text = blocks("pipelines.md", "")[0].strip()
     assert Pipeline.parse_toml(blocks("pipelines.md", "toml")[0]) == Pipeline.parse(text)
+
+
+def test_the_pass_of_rules_works_when_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "rules.py"
+    path.write_text(next(block for block in blocks("write-a-pass.md", "python") if "DropDoubleNegation" in block))
+    model = parse_model("model ir=8 opset=[17]\ngraph (%x: f32[4]) -> (%y) { %a = Neg(%x) %b = Neg(%a) %y = Abs(%b) }")
+    result = Pipeline.parse("drop-double-negation", registry=default_registry().with_plugin(path)).run(model)
+    assert ops(result.model) == ["Abs"]
+    assert result.passes[0].statistics == {"neg-neg": 1}
+
+
+def test_the_passes_of_other_libraries_work_when_pasted() -> None:
+    pytest.importorskip("onnx_ir")
+    source = next(block for block in blocks("pipelines.md", "python") if "GraphSurgeon" in block)
+    scope: dict[str, object] = {"model": chain()}
+    exec(source, scope)
+    assert ops(scope["result"].model) == ["Relu"]  # type: ignore[attr-defined]
