@@ -13,6 +13,7 @@ from qir.passes.folding.branches import inline_branch
 from qir.passes.folding.estimate import FOLDABLE, QUANTIZERS, Size, Unknown, elements, result_sizes
 from qir.passes.folding.evaluate import evaluate
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.rewriting import Numbering
 from qir.rewriting.edits import add_constant, constant_of, is_annotated, is_pure, is_standard, opset_of
 
 __all__ = ["FoldConstants"]
@@ -58,7 +59,7 @@ class FoldConstants(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         result = PassResult()
         for root in [model.graph, *(function.graph for function in model.functions.values())]:
-            folder = _Folder(self, model, opset_of(model, root), result)
+            folder = _Folder(self, model, opset_of(model, root), result, ctx.numbering)
             folder.fold(root)
             folder.finish()
         result.changed = bool(result.statistics)
@@ -68,11 +69,14 @@ class FoldConstants(Pass):
 class _Folder:
     """One graph with its bodies: what is computed, and what waits to be."""
 
-    def __init__(self, settings: FoldConstants, model: Model, opset: int, result: PassResult) -> None:
+    def __init__(
+        self, settings: FoldConstants, model: Model, opset: int, result: PassResult, numbering: Numbering
+    ) -> None:
         self.settings = settings
         self.model = model
         self.opset = opset
         self.result = result
+        self.numbering = numbering
         self.arrays: dict[Value, np.ndarray] = {}
         """Contents of constants; partly known ones (dtype object) are in ``partial``."""
         self.partial: dict[Value, np.ndarray] = {}
@@ -97,8 +101,11 @@ class _Folder:
         if array is None and condition is not None and condition in self.sizes:
             self.flush()
             array = self.content(condition)
-        if array is None or array.size != 1 or not inline_branch(node, bool(array.reshape(()))):
+        if array is None or array.size != 1 or self.numbering.exhausted:
             return False
+        if not inline_branch(node, bool(array.reshape(()))):
+            return False
+        self.numbering.allow("inlined-if", node)
         self.result.count("inlined-if")
         return True
 
@@ -242,8 +249,9 @@ class _Folder:
         self.flush()
         operands: dict[Value, None] = {}
         for node in reversed(self.folded):
-            for value in node.outputs:
-                if any(use.node is not None for use in value.uses) and value in self.arrays:
+            read = [v for v in node.outputs if v in self.arrays and any(use.node is not None for use in v.uses)]
+            if read and self.numbering.allow("folded-node", node):
+                for value in read:
                     _replace(node, value, self.arrays[value])
             if not any(value.uses for value in node.outputs):
                 operands.update(dict.fromkeys(value for value in node.inputs if value is not None))

@@ -40,14 +40,18 @@ class Legalize(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         result = PassResult()
         for node in list(model.walk()):
-            if node.domain != "":
+            if node.domain != "" or ctx.numbering.exhausted:
                 continue
+            done = ""
             if node.op == "Gemm" and _flatten_gemm_bias(node):
-                result.count("gemm-bias")
+                done = "gemm-bias"
             elif node.op == "Add" and _bias_as_row(node):
-                result.count("bias-row")
+                done = "bias-row"
             elif node.op == "Mul" and node.graph is not None and _silu_as_quick_gelu(node):
-                result.count("silu")
+                done = "silu"
+            if done:
+                ctx.numbering.allow(done, node)
+                result.count(done)
         if "silu" in result.statistics and model.opset(_CONTRIB) is None:
             model.opset_imports = {**model.opset_imports, _CONTRIB: 1}
         result.changed = bool(result.statistics)

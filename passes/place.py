@@ -33,7 +33,7 @@ class Place(Pass):
     """
 
     name: ClassVar[str] = "place"
-    effect: ClassVar[Effect] = Effect.EXACT
+    effect: ClassVar[Effect] = Effect.LOSSY
     keeps_observed: ClassVar[bool] = True
 
     max_rounds: int = 3
