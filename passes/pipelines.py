@@ -15,6 +15,6 @@ OPTIMIZE = Preset(
 INT8 = Preset(
     "int8",
     "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize,analyze-ranges,"
-    "calibrate,quantize,rescue,place,correct-bias,emit-qdq",
+    "calibrate,quantize,rescue,mixed-precision,place,correct-bias,emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.errors import DataError
 from qir.ir import Model, Node, StaticQuant, Value
-from qir.passes.correct_bias import correct_biases, spread
-from qir.passes.emit_qdq import EmitQdq
+from qir.passes.correct_bias import spread
+from qir.passes.evaluation import Evaluator
 from qir.passes.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
 from qir.runtime.session import OrtRunner
-from qir.validation.metrics import sqnr_db
 
 __all__ = ["Rescue"]
 
@@ -57,8 +56,8 @@ class Rescue(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
         feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
-        expected = _run(model.clone(), feeds, drop=True)
-        sqnr = _worst_output(expected, _run(_emitted(model, feeds, ctx), feeds))
+        evaluator = Evaluator(model, feeds, ctx)
+        sqnr = evaluator.score(model)
         if sqnr >= self.min_sqnr:
             result.count("sqnr_db", sqnr)
             return result
@@ -78,36 +77,13 @@ class Rescue(Pass):
             ranking = ranking[step:]
             step *= 2
             result.changed = True
-            sqnr = _worst_output(expected, _run(_emitted(model, feeds, ctx), feeds))
+            sqnr = evaluator.score(model)
         result.count("sqnr_db", sqnr)
         return result
 
 
 def _integer_nodes(model: Model) -> list[Node]:
     return [node for node in model.walk() if node.kernel == "integer"]
-
-
-def _emitted(model: Model, feeds: Feeds, ctx: PassContext) -> Model:
-    """What the annotations would become, after bias correction."""
-    copy = model.clone()
-    correct_biases(copy, feeds, ctx)
-    EmitQdq().run(copy, ctx)
-    return copy
-
-
-def _run(model: Model, feeds: Feeds, drop: bool = False) -> list[dict[str, Any]]:
-    with runnable(model, annotations="drop" if drop else "error") as source:
-        runner = OrtRunner(source)
-        return [runner.run(feed) for feed in feeds]
-
-
-def _worst_output(expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> float:
-    """The least SQNR in dB over the float outputs, pooled over samples; inf where there is none to compare."""
-    worst = float("inf")
-    for name, first in expected[0].items():
-        if isinstance(first, np.ndarray) and first.dtype.kind == "f":
-            worst = min(worst, sqnr_db([run[name] for run in expected], [run[name] for run in got]))
-    return worst
 
 
 def _rank(model: Model, feeds: Feeds) -> list[tuple[Value, float]]:

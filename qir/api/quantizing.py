@@ -17,6 +17,7 @@ from qir.errors import DataError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
 from qir.passes.calibrate import Calibrate
+from qir.passes.mixed_precision import MixedPrecision
 from qir.passes.quantize import Quantize
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
 from qir.quant.detect import first_quantized_node
@@ -30,6 +31,8 @@ from qir.validation.golden import GoldenSet, check_all_against, open_golden
 __all__ = ["quantize"]
 
 _LATENCY_SAMPLES = 8
+_SQNR_MARGIN = 1.0
+"""dB more than asked for: what is reached on calibration samples is a little less on others."""
 _MIN_OPSET = 13  # what the int8 preset converts to, per-channel DequantizeLinear
 
 
@@ -71,7 +74,7 @@ def quantize(
         )
     parts = split(source, _MIN_OPSET) if first_opaque_node(source) is not None else None
     whole, source = source, source if parts is None else parts.part
-    pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe)
+    pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe, min_sqnr)
     specs = input_specs(source)
     calibration_data, held_out = open_data(calibration, specs), None
     if golden is None:
@@ -132,17 +135,24 @@ def _opaque_remark(node: Node) -> Remark:
     return Remark(RemarkKind.MISSED, "quantize", message, node.label, tuple(node.sources))
 
 
-def _with_options(pipeline: Pipeline, keep_float: Sequence[str], recipe: str | os.PathLike[str] | None) -> Pipeline:
-    """The same pipeline with the user's choices in its quantize pass."""
+def _with_options(
+    pipeline: Pipeline,
+    keep_float: Sequence[str],
+    recipe: str | os.PathLike[str] | None,
+    min_sqnr: float | None,
+) -> Pipeline:
+    """The same pipeline with the user's choices in the passes that they concern."""
 
     def adapt(pass_: Pass) -> Pass:
-        if not isinstance(pass_, Quantize):
-            return pass_
-        return replace(
-            pass_,
-            keep_float=(*pass_.keep_float, *keep_float),
-            recipe=pass_.recipe if recipe is None else os.fspath(recipe),
-        )
+        if isinstance(pass_, Quantize):
+            return replace(
+                pass_,
+                keep_float=(*pass_.keep_float, *keep_float),
+                recipe=pass_.recipe if recipe is None else os.fspath(recipe),
+            )
+        if isinstance(pass_, MixedPrecision) and min_sqnr is not None:
+            return replace(pass_, min_sqnr=min_sqnr + _SQNR_MARGIN)
+        return pass_
 
     return Pipeline([adapt(pass_) for pass_ in pipeline.passes])
 

@@ -7,7 +7,8 @@ integers: a quantizer less, and more accurate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,13 +52,19 @@ class RegionPlan:
         return list(found)
 
 
-def plan_regions(graph: Graph, target: Target, keep_float: Callable[[Node], str | None] | None = None) -> RegionPlan:
+def plan_regions(
+    graph: Graph,
+    target: Target,
+    keep_float: Callable[[Node], str | None] | None = None,
+    stored: Iterable[Value] = (),
+) -> RegionPlan:
     """The plan for one graph (its bodies are not entered), whose nodes must be in topological order.
 
-    ``keep_float`` gives the reason for which a node must stay float, None where it need not.
+    ``keep_float`` gives the reason for which a node must stay float, None where it need not. ``stored``: values of the
+    graphs around a body that are integers already.
     """
     plan = RegionPlan()
-    supplied: set[Value] = set()
+    supplied: set[Value] = set(stored)
     for node in graph.nodes:
         rule = _rule(node, target)
         if rule is None:
@@ -197,10 +204,10 @@ def _reason_against_weight(node: Node, rule: OpRule) -> str | None:
 def _reason_against_stem(node: Node, supplied: set[Value], target: Target) -> str | None:
     weight = node.input(1)
     assert weight is not None and weight.tensor is not None
-    channels = weight.tensor.shape[1]
-    if channels >= target.min_conv_channels or node.input(0) in supplied or node.get("group", 1) > 1:
+    products = math.prod(weight.tensor.shape[1:])
+    if products >= target.min_conv_reduction or node.input(0) in supplied or node.get("group", 1) > 1:
         return None
-    return f"with {channels} input channels {target.name} is faster in float than with a quantizer before it"
+    return f"with sums of {products} products it is faster in float than with a quantizer before it"
 
 
 def _reason_against_linear(node: Node) -> str | None:

@@ -66,8 +66,9 @@ class Target:
     quantizer; an operator in between prevents that. ``lookup``: how
     a Gather from a constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the
     kernel for an operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
-    ``cost``: what nodes cost. ``min_conv_channels``: a convolution that reads fewer channels a group (depthwise ones
-    aside) from a float value stays float. ``session_options``: entries that the runtime should be configured with.
+    ``cost``: what nodes cost. ``min_conv_reduction``: a convolution that sums fewer products (depthwise
+    ones aside) and reads a float value stays float. ``session_options``: entries that the runtime should be
+    configured with.
     """
 
     name: str
@@ -87,8 +88,8 @@ class Target:
     min_opset: int = 13
     max_ir_version: int = 13
     session_options: Mapping[str, str] = field(default_factory=dict)
-    cost: CostTable = CostTable()
-    min_conv_channels: int = 1
+    cost: CostTable = field(default_factory=CostTable)
+    min_conv_reduction: int = 0
 
     def rule(self, domain: str, op: str) -> OpRule | None:
         """The rule for an operator of the standard domain; None where it stays float."""
