@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
+from qir.calibration.histogram import Histogram
 from qir.calibration.specs import input_specs
+from qir.calibration.statistics import MinMax, MovingRange
+from qir.calibration.thresholds import entropy_range, mse_range, percentile_range
 from qir.errors import DataError
-from qir.ir import Model, Value
+from qir.ir import Interval, Model, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.targets import Target
@@ -17,11 +23,20 @@ from qir.targets.regions import plan_regions
 
 __all__ = ["Calibrate"]
 
+Found = Any
+"""MinMax, MovingRange or Histogram: one kind for each value."""
+
 
 @dataclass(frozen=True)
 class Calibrate(Pass):
-    """Stream the calibration samples through the model, once, and store the exact minimum and maximum of each value
-    that the target's integer regions need. Memory does not depend on the number of samples.
+    """Stream the calibration samples through the model, once, and store the range of each value that the target's
+    integer regions need. Memory does not depend on the number of samples.
+
+    ``method`` says which range: ``minmax``, the exact one; ``percentile``, what holds ``percentile`` percent of all
+    elements; ``mse``, that of least squared quantization error; ``entropy``, that which keeps the distribution of
+    magnitudes; ``moving-average`` of each sample's minimum and maximum, of which ``keep`` remains at each step. What
+    is narrower than the exact range is cut at run time, and a remark says so. Values inside of bodies get the exact
+    range.
 
     Before::
 
@@ -36,6 +51,16 @@ class Calibrate(Pass):
     effect: ClassVar[Effect] = Effect.ANALYSIS
     keeps_observed: ClassVar[bool] = True
 
+    method: Literal["minmax", "percentile", "mse", "entropy", "moving-average"] = "minmax"
+    percentile: float = 99.99
+    keep: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError("percentile must be above 50 and at most 100")
+        if not 0 <= self.keep < 1:
+            raise ValueError("keep must be at least 0 and below 1")
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError where there are no samples or they do not fit the model."""
         if ctx.calibration is None:
@@ -48,9 +73,12 @@ class Calibrate(Pass):
         if not values:
             return result
         feeds = open_data(ctx.calibration, input_specs(model))
-        for value, seen in collect(model, values, feeds, progress=ctx.progress).items():
-            value.observed = seen.interval
+        narrowed: list[Value] = []
+        for value, found in collect(model, values, feeds, observe=self._observer(model), progress=ctx.progress).items():
+            seen, value.observed = _choose(self, found)
             result.count("values")
+            if value.observed != seen.interval:
+                narrowed.append(value)
             if seen.nonfinite:
                 result.remarks.append(
                     self.note(value, f"{seen.nonfinite} of {seen.count} numbers seen are infinite or NaN, left out")
@@ -64,8 +92,39 @@ class Calibrate(Pass):
                 result.remarks.append(
                     self.note(value, f"observed {seen.interval} lies outside of what is possible, {value.range}")
                 )
+        if narrowed:
+            result.count("narrowed", len(narrowed))
+            result.remarks.append(
+                self.note(None, f"the ranges of {len(narrowed)} values are narrower than what was seen: {self.method}")
+            )
         result.changed = True
         return result
+
+    def _observer(self, model: Model) -> Callable[[Value, np.ndarray], Found]:
+        """What is remembered of an array: no more than the method needs."""
+        graph, method, keep = model.graph, self.method, self.keep
+
+        def observe(value: Value, array: np.ndarray) -> Found:
+            if method == "minmax" or value.graph is not graph:
+                return MinMax.of(array)
+            return MovingRange.of(array, keep) if method == "moving-average" else Histogram.of(array)
+
+        return observe
+
+
+def _choose(options: Calibrate, found: Found) -> tuple[MinMax, Interval]:
+    """What was seen exactly, and the range to quantize."""
+    if isinstance(found, MinMax):
+        return found, found.interval
+    if isinstance(found, MovingRange):
+        return found.seen, found.interval
+    match options.method:
+        case "percentile":
+            return found.seen, percentile_range(found, options.percentile)
+        case "mse":
+            return found.seen, mse_range(found)
+        case _:
+            return found.seen, entropy_range(found)
 
 
 def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
@@ -74,9 +133,11 @@ def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
     In a body also an operand or result of what needs no parameters: it tells whether any sample ran the body.
     """
     values: dict[Value, None] = {}
+    stored: set[Value] = set()
     planned = False
     for graph in model.graph.graphs():
-        plan = plan_regions(graph, target)
+        plan = plan_regions(graph, target, stored=stored)
+        stored |= plan.stored()
         planned |= bool(plan.integer)
         values.update(dict.fromkeys(plan.quantized_values()))
         if graph.owner is not None:

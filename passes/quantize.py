@@ -66,20 +66,19 @@ class Quantize(Pass):
         recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
         chosen = recipe.with_float(self.keep_float).assign(model)
 
-        silent = {graph for graph in model.graph.graphs() if _silent(graph)}
-
         def keep_float(node: Node) -> str | None:
             choice = chosen.get(node)
             if choice is not None and choice.precision == "float":
                 return f"{choice.origin} says so ({choice.match!r})"
-            if node.graph in silent:
-                return "no calibration sample ran the body that it stands in"
             return _huge_numbers(node, target)
 
         result = PassResult()
         annotator = _Annotator(self, target, chosen, result)
         for graph in model.graph.graphs():
-            plan = plan_regions(graph, target, keep_float)
+            plan = plan_regions(graph, target, keep_float, annotator.stored)
+            if _silent(graph):
+                plan.kept.update(dict.fromkeys(plan.integer, "no calibration sample ran the body that it stands in"))
+                plan.integer.clear()
             annotator.annotate_all(plan)
             for node, reason in plan.kept.items():
                 node.kernel = "float"
