@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,19 +44,22 @@ def bisect(
     from qir.calibration.data import open_data
     from qir.calibration.specs import input_specs
     from qir.frontend import load
+    from qir.pipeline.progress import progress_bar
     from qir.validation.bisect import bisect as search
     from qir.validation.numerics import Tolerance
 
     loaded = load(model)
-    report = search(
-        loaded,
-        steps,
-        golden,
-        calibration=None if calib is None else open_data(calib, input_specs(loaded)),
-        target=target,
-        tolerance=Tolerance(exact=exact_tolerance, lossy_db=lossy_threshold),
-        samples=golden_samples,
-    )
+    with progress_bar(sys.stderr) as (progress, _):
+        report = search(
+            loaded,
+            steps,
+            golden,
+            calibration=None if calib is None else open_data(calib, input_specs(loaded)),
+            target=target,
+            tolerance=Tolerance(exact=exact_tolerance, lossy_db=lossy_threshold),
+            samples=golden_samples,
+            progress=progress,
+        )
     if json:
         print_json({"model": str(model), **report.to_json()})
     else:

@@ -123,10 +123,14 @@ class _Memory:
         for value in model.graph.inputs:
             if (old := self.values.get(value.name)) is not None:
                 value.range = old.range
-        for value in model.values():
+        recorded = model.graph.recorded_types
+        for value in list(model.values()):
             old = self.values.get(value.name)
             if old is not None and old.metadata and not value.metadata:
                 value.metadata = old.metadata
+            if old in recorded and value.graph is model.graph:
+                # Not journaled, and need not be: an entry whose value is in no graph is as good as none.
+                recorded[value] = None
         for node in reversed(nodes):  # readers first, so that an unknown node can take after its reader
             node.provenance = self._provenance(node)
             twin = self._twin(node)

@@ -12,7 +12,7 @@ from typing import Any
 
 from qir.errors import QirError, VerifyError
 from qir.ir import Model
-from qir.pipeline import Feed, Pass, Pipeline
+from qir.pipeline import Feed, NoProgress, Pass, Pipeline, Progress
 from qir.rewriting import Application, Numbering
 from qir.validation.numerics import Judged, Numerics, Outputs, Tolerance, golden_feeds, how_to_judge
 
@@ -89,6 +89,7 @@ def bisect(
     target: str = "ort-cpu",
     tolerance: Tolerance | None = None,
     samples: int | None = 16,
+    progress: Progress | None = None,
 ) -> BisectReport:
     """Find the pass and the rewrite after which the model's outputs leave the tolerance, or that fails.
 
@@ -96,8 +97,11 @@ def bisect(
     that raises (a bug, or a VerifyError after it) counts as broken; other QirErrors come through.
     """
     valid = Pipeline().run(model).model  # a copy with its types inferred, verified
-    numerics = Numerics(golden_feeds(golden, valid, samples), tolerance)
+    progress = progress or NoProgress()
+    numerics = Numerics(golden_feeds(golden, valid, samples), tolerance, progress)
+    progress.start("model runs", None)
     culprit = _Search(valid, pipeline, numerics, calibration, target).culprit()
+    progress.finish()
     return BisectReport(str(pipeline), len(numerics.feeds), numerics.runs, culprit)
 
 

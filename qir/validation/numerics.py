@@ -17,7 +17,7 @@ from qir.calibration.feeds import family
 from qir.calibration.specs import input_specs, output_specs
 from qir.errors import ModelError, QirError, UnsupportedError
 from qir.ir import Model, UseQuantMarker
-from qir.pipeline import Effect, Feed, Pass, Pipeline
+from qir.pipeline import Effect, Feed, NoProgress, Pass, Pipeline, Progress
 from qir.runtime.specs import Output
 from qir.validation.metrics import Comparison
 
@@ -78,10 +78,13 @@ def golden_feeds(golden: object, model: Model, samples: int | None) -> list[Feed
 
 
 class Numerics:
-    """Golden inputs, what may move, and how often a model was run on all of them."""
+    """Golden inputs, what may move, and how often a model was run on all of them; ``progress`` advances by runs."""
 
-    def __init__(self, feeds: Sequence[Feed], tolerance: Tolerance | None = None) -> None:
+    def __init__(
+        self, feeds: Sequence[Feed], tolerance: Tolerance | None = None, progress: Progress | None = None
+    ) -> None:
         self.feeds = feeds
+        self.progress = progress or NoProgress()
         self.tolerance = tolerance or Tolerance()
         self.runs = 0
 
@@ -110,7 +113,9 @@ class Numerics:
         with runnable(model) as source:
             runner = OrtRunner(source, PLAIN)
             takes = {spec.name for spec in runner.inputs}
-            return [runner.run({k: v for k, v in feed.items() if k in takes}) for feed in self.feeds]
+            outputs = [runner.run({k: v for k, v in feed.items() if k in takes}) for feed in self.feeds]
+        self.progress.advance()
+        return outputs
 
     def fault(self, judged: Judged, model: Model, baseline: Outputs, reference: Outputs) -> tuple[Outputs, str | None]:
         """Run the model and say what is wrong with its outputs, None if nothing is.
