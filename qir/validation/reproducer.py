@@ -134,7 +134,10 @@ def _fill(folder: Path, failed: FailedRun) -> None:
         info["check"]["samples_left_out"] = _write_feeds(folder / "golden", failed.numerics.feeds)
     if failed.calibration is not None:
         info["calibration"] = {"samples_left_out": _write_feeds(folder / "calibration", failed.calibration)}
-    text = f"# Run it again: qir opt --reproduce {folder.name}\n\n{to_toml(info)}"
+    text = f"# Run it again: qir opt --reproduce {folder.name}\n"
+    if missing:
+        text += "# The constants under 'stubs' were left out: random ones stand for them, and each hash is the seed.\n"
+    text += f"\n{to_toml(info)}"
     (folder / _INFO).write_text(text, encoding="utf-8")
 
 
