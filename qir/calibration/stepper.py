@@ -26,8 +26,9 @@ Arrays = list[np.ndarray]
 class Stepper:
     """Computes values of a model's main graph, for all samples, in an order that the caller chooses.
 
-    ``stops`` are the values that will be asked for, in topological order. Memory: the values that later stops still
-    need, times the number of samples. The model must not be edited meanwhile.
+    ``stops`` are the values that will be asked for, in topological order; one may come more than once. Memory: the
+    values that later stops still need, times the number of samples. The model must not be edited meanwhile, but for the
+    content of constants that only later pieces read.
     """
 
     def __init__(
@@ -51,14 +52,15 @@ class Stepper:
         if piece.nodes:
             self._run(piece)
         self._step += 1
+        arrays = self._known[stop]
         for value in piece.last_reads:
-            if value is not stop:
-                del self._known[value]
-        return stop, self._known[stop]
+            del self._known[value]
+        return stop, arrays
 
     def replace(self, value: Value, arrays: Arrays) -> None:
         """Let everything after the current stop read these arrays for ``value``."""
-        self._known[value] = arrays
+        if value in self._known:  # else nobody reads it any more
+            self._known[value] = arrays
 
     def _cut(self) -> list[_Piece]:
         """For each stop, the nodes that it needs and no earlier one did, and what crosses the borders."""
@@ -70,9 +72,13 @@ class Stepper:
             nodes = _nodes_before(stop, piece_of)
             nodes.sort(key=position.__getitem__)
             piece_of.update(dict.fromkeys(nodes, step))
-            pieces.append(_Piece(nodes, {}, {stop: None}, []))
+            pieces.append(_Piece(nodes, {}, {}, []))
         last_reader: dict[Value, int] = {}
         for step, piece in enumerate(pieces):
+            stop = self._stops[step]
+            last_reader[stop] = step
+            if stop.producer is not None:  # an earlier piece may have made it
+                pieces[piece_of[stop.producer]].outputs[stop] = None
             for node in piece.nodes:
                 for value in operands(node):
                     maker = value.producer

@@ -1,0 +1,219 @@
+"""Visit the linear layers of an annotated model in order, each with the inputs that the quantized layers before it,
+already edited, make.
+
+What sequential methods have in common: bias correction looks at each layer's results, weight rounding at its inputs.
+Every node runs once a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qir.calibration.collect import expose
+from qir.calibration.stepper import Stepper
+from qir.codegen import runnable
+from qir.ir import DerivedQuant, DType, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.runtime.session import OrtRunner
+
+__all__ = ["Layer", "Step", "float_means", "integer_layers", "visit_layers"]
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+Arrays = list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A Conv, Gemm or MatMul that is to run on integers.
+
+    ``result`` is what it computes, bias included, with the channels along ``axis``. The bias is operand ``bias_index``
+    of ``bias_owner``, which may be missing there: a Conv's or Gemm's own, or that of the Add behind a MatMul; a MatMul
+    without such an Add has none.
+    """
+
+    node: Node
+    result: Value
+    axis: int
+    bias_owner: Node | None
+    bias_index: int = 2
+
+    @property
+    def weight_use(self) -> Use:
+        use = self.node.use(1)
+        assert use is not None
+        return use
+
+    @property
+    def input_quant(self) -> StaticQuant | None:
+        use = self.node.use(0)
+        quant = use.effective_quant if use is not None else None
+        return quant if isinstance(quant, StaticQuant) else None
+
+    def channel_mean(self, arrays: Arrays) -> np.ndarray:
+        """Mean of each channel of the result, (C,), float64, over all samples."""
+        parts = [_channel_sum(array, self.axis) for array in arrays]
+        total = np.sum([part for part, _ in parts], axis=0)
+        return np.asarray(total / max(sum(count for _, count in parts), 1))
+
+    def add_to_bias(self, delta: np.ndarray) -> None:
+        """Make the bias larger by ``delta`` (C,): in a copy of its own, or in a new one where there was none."""
+        owner, graph = self.bias_owner, self.node.graph
+        assert owner is not None and graph is not None
+        old = owner.input(self.bias_index)
+        if old is None:
+            made = graph.add_initializer(f"{self.node.label}_bias", Tensor.of(delta, DType.FLOAT))
+            owner.set_input(self.bias_index, made)
+            use = owner.use(self.bias_index)
+            assert use is not None
+            use.quant = DerivedQuant(0, 1)
+            return
+        assert old.tensor is not None
+        corrected = (old.tensor.numpy() + delta.reshape(old.tensor.shape)).astype(np.float32)
+        _replace_constant(owner.use(self.bias_index), Tensor.of(corrected), "corrected")
+
+    def freeze_weight(self, numbers: np.ndarray) -> None:
+        """Store ``numbers``, which lie on the grid of the weight's quantization, as this use's weight."""
+        _replace_constant(self.weight_use, Tensor.of(numbers), "rounded").frozen = True
+
+
+@dataclass(slots=True)
+class Step:
+    """One layer's turn. ``inputs``: the integer codes of its input, one array a sample, where they were asked for."""
+
+    layer: Layer
+    inputs: Arrays
+    _stepper: Stepper
+    _copy: Value
+    """The emitted model's result."""
+    _weight: Value | None
+    """The emitted model's weight codes, where this layer alone reads them."""
+    _results: Arrays | None = None
+
+    @property
+    def owns_weight(self) -> bool:
+        return self._weight is not None
+
+    def set_weight_codes(self, codes: np.ndarray) -> None:
+        """Let the results, and everything after, be computed with these codes of the weight."""
+        assert self._weight is not None and self._weight.tensor is not None and self._results is None
+        self._weight.const = Tensor(self._weight.tensor.dtype, codes.shape, codes)
+
+    def results(self) -> Arrays:
+        """What the layer computes, one array a sample; only for a layer that can have a bias."""
+        if self._results is None:
+            _, self._results = self._stepper.advance()
+        return self._results
+
+    def shift_results(self, delta: np.ndarray) -> None:
+        """Let everything after read results that are larger by ``delta`` (C,)."""
+        results = self.results()
+        shape = [1] * results[0].ndim
+        shape[self.layer.axis] = -1
+        self._stepper.replace(self._copy, [array + delta.reshape(shape) for array in results])
+
+
+def integer_layers(model: Model) -> list[Layer]:
+    """The layers of the main graph, in order."""
+    found = []
+    for node in model.graph.nodes:
+        if node.kernel != "integer" or node.domain != "":
+            continue
+        if node.op in ("Conv", "Gemm"):
+            found.append(Layer(node, node.output, 1, node))
+        elif node.op == "MatMul":
+            found.append(_matmul_layer(node))
+    return found
+
+
+def visit_layers(
+    model: Model, layers: Sequence[Layer], feeds: Feeds, emit: Callable[[Model], object], *, inputs: bool
+) -> Iterator[Step]:
+    """Each layer's turn, in graph order. ``emit`` spells the annotations of a copy as nodes, in place.
+
+    Edits of ``model`` during the visit are allowed (they do not reach the copy). Memory: see ``Stepper``.
+    """
+    clone = model.clone_with_map()
+    emit(clone.model)
+    clone.model.graph.sort()
+    order = {node: index for index, node in enumerate(clone.model.graph.nodes)}
+    ordered = sorted(layers, key=lambda layer: order[clone.nodes[layer.node]])
+    stops: list[Value] = []
+    for layer in ordered:
+        if inputs:
+            stops.append(_codes_before(clone.nodes[layer.node], 0))
+        if layer.bias_owner is not None:
+            stops.append(clone.values[layer.result])
+    stepper = Stepper(clone.model, feeds, stops)
+    for layer in ordered:
+        arrays = stepper.advance()[1] if inputs else []
+        weight = _codes_before(clone.nodes[layer.node], 1)
+        shared = weight.tensor is None or len(weight.uses) > 1 or len(weight.users[0].output.uses) > 1
+        step = Step(layer, arrays, stepper, clone.values[layer.result], None if shared else weight)
+        yield step
+        if layer.bias_owner is not None:
+            step.results()
+
+
+def float_means(model: Model, layers: Sequence[Layer], feeds: Feeds) -> dict[Value, np.ndarray]:
+    """Per layer's result, the mean of each channel over all samples in the float model."""
+    exposed, names = expose(model, [layer.result for layer in layers])
+    axes = {layer.result: layer.axis for layer in layers}
+    sums: dict[Value, np.ndarray] = {}
+    counts: dict[Value, int] = {}
+    with runnable(exposed, annotations="drop") as source:
+        runner = OrtRunner(source)
+        for feed in feeds:
+            for name, array in runner.run(feed, list(names)).items():
+                value = names[name]
+                total, count = _channel_sum(array, axes[value])
+                sums[value] = sums.get(value, 0) + total
+                counts[value] = counts.get(value, 0) + count
+    return {value: sums[value] / max(counts[value], 1) for value in sums}
+
+
+def _matmul_layer(node: Node) -> Layer:
+    """A MatMul, with the bias where only an Add with a constant row reads its result."""
+    bare = Layer(node, node.output, -1, None)
+    uses = list(node.output.uses)
+    if len(uses) != 1 or (add := uses[0].node) is None or add.op != "Add" or add.graph is not node.graph:
+        return bare
+    index = 1 - uses[0].index
+    bias, weight = add.input(index), node.input(1)
+    if bias is None or bias.tensor is None or weight is None or weight.tensor is None:
+        return bare
+    columns = weight.tensor.shape[-1]
+    if bias.tensor.size != columns or bias.tensor.shape[-1:] != (columns,):
+        return bare
+    return Layer(node, add.output, -1, add, index)
+
+
+def _codes_before(node: Node, index: int) -> Value:
+    """The integers that the dequantizer before an operand of an emitted node reads."""
+    operand = node.input(index)
+    assert operand is not None and operand.producer is not None and operand.producer.op == "DequantizeLinear"
+    codes = operand.producer.input(0)
+    assert codes is not None
+    return codes
+
+
+def _channel_sum(array: np.ndarray, axis: int) -> tuple[np.ndarray, int]:
+    """float64 sums of shape (C,), and how many numbers went into each."""
+    axis %= array.ndim
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    return array.sum(axis=others, dtype=np.float64), array.size // max(array.shape[axis], 1)
+
+
+def _replace_constant(use: Use | None, tensor: Tensor, suffix: str) -> Value:
+    """Let one use read another constant; the old one goes where nobody else reads it."""
+    assert use is not None
+    old = use.value
+    graph = old.graph
+    assert graph is not None
+    new = use.value = graph.add_initializer(f"{old.name}_{suffix}", tensor)
+    if old.quant is not None:
+        new.quant = old.quant
+    if not old.uses:
+        graph.remove_initializer(old)
+    return new

@@ -1,0 +1,170 @@
+"""Second-order weight rounding: codes that disturb a layer's results least, given what its inputs look like.
+
+Rounding a weight row w to codes q makes the error (w - q) x for each input x, on average (w - q) H (w - q)^T with H the
+second moment of the inputs. Rounding every weight to its nearest code minimises that only where H is diagonal. Here the
+columns are fixed one after the other, each at the best place given the errors of those before it, which the ones after
+it thereby make good (Frantar and Alistarh, Optimal Brain Compression, 2022; Frantar et al., GPTQ, 2022). With
+H = R R^T, R upper triangular, the best place of column i is
+
+    w_i + sum over j < i of R_ji (w_j - q_j) / R_ii
+
+which is Babai's nearest plane in the lattice that R spans; no inverse of H is needed. Coordinate descent over the
+columns then repairs what an early column could not know.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qir.quant.pairs import PAIR_LIMIT
+
+__all__ = ["Moments", "output_error", "round_codes"]
+
+_BLOCK = 128
+_EXACT_IN_FLOAT32 = 1 << 24
+
+
+class Moments:
+    """Second moments of a layer's inputs, which are whole numbers: ``groups`` times ``columns`` of them a row.
+
+    The sums are exact, hence the same whatever the number of threads or the order of rows.
+    """
+
+    def __init__(self, groups: int, columns: int) -> None:
+        self._products = np.zeros((groups, columns, columns))
+        self._sums = np.zeros((groups, columns))
+        self._rows = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """``rows``: float32 whole numbers of magnitude at most 2^12, shape (groups, any number, columns)."""
+        largest = max(1, int(np.abs(rows).max(initial=0)))
+        step = max(1, _EXACT_IN_FLOAT32 // largest**2)  # so many products add up without rounding in float32
+        for start in range(0, rows.shape[1], step):
+            part = rows[:, start : start + step]
+            self._products += np.swapaxes(part, 1, 2) @ part
+        self._sums += rows.sum(axis=1, dtype=np.float64)
+        self._rows += rows.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+    def hessian(self, centered: bool) -> np.ndarray:
+        """Mean of x x^T, shape (groups, columns, columns), float64; ``centered``: of x less its mean, which is what
+        counts where a bias takes the mean error away."""
+        count = max(self._rows, 1)
+        moment = self._products / count
+        if centered:
+            mean = self._sums / count
+            moment -= mean[:, :, None] * mean[:, None, :]
+        return moment
+
+
+def round_codes(
+    targets: np.ndarray,
+    hessian: np.ndarray,
+    *,
+    limit: int = 127,
+    pairs: bool = False,
+    damping: float = 0.01,
+    activation_order: bool = True,
+    sweeps: int = 1,
+) -> np.ndarray:
+    """Codes (groups, rows, columns), int8, for weights in units of their scales: ``targets``, of the same shape.
+
+    ``hessian``: (groups, columns, columns). ``limit``: largest magnitude of a code. ``pairs``: columns 2j and 2j+1 are
+    added in 16 bits, and no two codes in such places pass ``pairs.PAIR_LIMIT``. ``damping``: added to the diagonal, as
+    a part of its mean; it must not be 0 where the inputs do not span all columns. ``activation_order``: columns of
+    strong inputs first, when there is most room to make up for them. ``sweeps`` of coordinate descent follow.
+    """
+    columns = targets.shape[-1]
+    damped = _damped(hessian, damping)
+    strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
+    order = np.argsort(-strength, kind="stable") if activation_order else np.arange(columns)
+    damped = damped[:, order[:, None], order]
+    # Columns are visited as rows, which lie together in memory.
+    wanted = np.ascontiguousarray(np.swapaxes(targets[..., order], 1, 2), dtype=np.float64)
+    bounds = _Bounds(order, limit, pairs)
+    codes = _nearest_plane(wanted, damped, bounds)
+    for _ in range(sweeps):
+        _descend(wanted, damped, bounds, codes)
+    found = np.empty(targets.shape, np.int8)
+    found[..., order] = np.swapaxes(codes, 1, 2)
+    return found
+
+
+def output_error(errors: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """Mean square error of each result, (groups, rows), that weight errors (groups, rows, columns) make."""
+    errors = errors.astype(np.float64, copy=False)
+    return np.asarray(np.maximum(((errors @ hessian) * errors).sum(axis=-1), 0))
+
+
+class _Bounds:
+    """Rounds a column within what the limit, and the code of the column beside it, allow."""
+
+    def __init__(self, order: np.ndarray, limit: int, pairs: bool) -> None:
+        self._limit = limit
+        self._partner: list[int | None] = [None] * len(order)
+        if pairs:
+            place = np.argsort(order)
+            for index, column in enumerate(order):
+                if column ^ 1 < len(order):
+                    self._partner[index] = int(place[column ^ 1])
+
+    def round(self, ideal: np.ndarray, codes: np.ndarray, index: int, known: int) -> np.ndarray:
+        """Codes of column ``index``, given those of the first ``known`` columns."""
+        partner = self._partner[index]
+        if partner is None or partner >= known:
+            return np.asarray(np.rint(np.clip(ideal, -self._limit, self._limit)))
+        beside = codes[:, partner]
+        most = np.minimum(PAIR_LIMIT - np.maximum(beside, 0), self._limit)
+        least = np.maximum(-PAIR_LIMIT - np.minimum(beside, 0), -self._limit)
+        return np.asarray(np.rint(np.clip(ideal, least, most)))
+
+
+def _damped(hessian: np.ndarray, damping: float) -> np.ndarray:
+    columns = hessian.shape[-1]
+    mean = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)
+    # An input that never varies says nothing: any positive diagonal then means rounding to the nearest.
+    extra = np.where(mean > 0, damping * mean, 1.0)
+    return hessian + extra[:, None, None] * np.eye(columns)
+
+
+def _nearest_plane(wanted: np.ndarray, hessian: np.ndarray, bounds: _Bounds) -> np.ndarray:
+    """Codes (groups, columns, rows), column after column."""
+    # The Cholesky factor of the reversed matrix, reversed, is the upper factor R with H = R R^T.
+    factor = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
+    factor = np.ascontiguousarray(np.swapaxes(factor / np.diagonal(factor, axis1=1, axis2=2)[:, None, :], 1, 2))
+    columns = wanted.shape[1]
+    codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        owed = factor[:, start:stop, :start] @ errors[:, :start]
+        for index in range(start, stop):
+            ideal = wanted[:, index] + owed[:, index - start]
+            if index > start:
+                ideal += (factor[:, index, None, start:index] @ errors[:, start:index])[:, 0]
+            codes[:, index] = bounds.round(ideal, codes, index, index)
+            errors[:, index] = wanted[:, index] - codes[:, index]
+    return codes
+
+
+def _descend(wanted: np.ndarray, hessian: np.ndarray, bounds: _Bounds, codes: np.ndarray) -> None:
+    """Move each column once to its best place given all others; the error never grows. Changes ``codes``."""
+    columns = wanted.shape[1]
+    errors = wanted - codes
+    slope = hessian @ errors
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        before = errors[:, start:stop].copy()
+        for index in range(start, stop):
+            own = hessian[:, index, index, None]
+            ideal = codes[:, index] + slope[:, index] / own
+            codes[:, index] = bounds.round(ideal, codes, index, columns)
+            change = wanted[:, index] - codes[:, index] - errors[:, index]
+            if change.any():
+                errors[:, index] += change
+                slope[:, start:stop] += hessian[:, start:stop, index, None] * change[:, None, :]
+        moved = errors[:, start:stop] - before
+        slope[:, :start] += hessian[:, :start, start:stop] @ moved
+        slope[:, stop:] += hessian[:, stop:, start:stop] @ moved
