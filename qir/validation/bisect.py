@@ -1,12 +1,13 @@
 """Bisection: which pass broke a model, and which of its rewrites.
 
 Runs of the model are what costs, so there are O(log n) of them: a binary search over the passes that changed anything,
-then one over the numbered rewrites of the guilty pass. Both take it that what is broken stays broken.
+then one over the numbered rewrites of the guilty pass, and one or two for each lossy pass, since each sets a measure of
+its own. The searches take it that what is broken stays broken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +141,13 @@ class _Search:
         suspects = [index for index, step in enumerate(self.steps) if step.judged is not None]
         if not suspects:
             return None
-        fault = self._fault_after(suspects[-1])
-        if fault is None:
+        for index in self._checkpoints(suspects):
+            if fault := self._fault_after(index):
+                break
+        else:
             return None
-        low, high = -1, len(suspects) - 1
+        low = suspects.index(self.good[0]) if self.good[0] >= 0 else -1
+        high = suspects.index(index)
         while high - low > 1:
             middle = (low + high) // 2
             found = self._fault_after(suspects[middle])
@@ -152,6 +156,13 @@ class _Search:
             else:
                 high, fault = middle, found
         return self._rewrite(suspects[high], fault)
+
+    def _checkpoints(self, suspects: Sequence[int]) -> Iterator[int]:
+        """Where to look first, in order: after and before each lossy pass, and at the end. What an exact pass did wrong
+        before a lossy one could hide in the room that the lossy one is given."""
+        for index, following in zip(suspects, [*suspects[1:], None], strict=True):
+            if following is None or "lossy" in (self.steps[index].judged, self.steps[following].judged):
+                yield index
 
     def _run_all(self) -> list[_Step]:
         """Run all passes once, for what they do, and not the model."""
@@ -196,8 +207,6 @@ class _Search:
         if step.crash is not None:
             return step.crash
         anchor = self._anchor(index)
-        if anchor not in self.outputs and (fault := self._fault_after(anchor)):
-            return fault  # what an exact pass must keep is broken already
         model = self._after(index)
         outputs, fault = self.numerics.fault(step.judged, model, self.outputs[anchor], self.outputs[-1])
         if fault is None:

@@ -91,6 +91,14 @@ def test_an_exact_pass_after_a_lossy_one_is_held_to_what_that_one_left(tmp_path:
     assert "dB are wanted" in report.culprit.fault
 
 
+def test_damage_that_a_lossy_pass_would_hide_is_found(tmp_path: Path) -> None:
+    """Off by a factor of 1.5, the result still has 9.5 dB, enough after a lossy pass, not after an exact one."""
+    model = chain([1.7, 1.0, 1.5, 1.0])
+    report = bisect(model, pipeline("drop-ones,canonicalize,halve,canonicalize", tmp_path), feeds())
+    assert report.culprit is not None and report.culprit.application is not None
+    assert (report.culprit.index, report.culprit.application.node) == (0, "mul2")
+
+
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = chain([1.0, 1.5])
     bisect(model, pipeline("drop-ones", tmp_path), feeds())
