@@ -77,10 +77,19 @@ class MixedPrecision(Pass):
         noise = self._ablate(model, candidates, evaluator, ctx)
         chosen = self._choose(noise, costs)
         before = evaluator.score(model)
-        after = self._apply(model, chosen, noise, costs, evaluator, before, result)
+        if self.min_sqnr is None:
+            count = len(chosen) if chosen and _score_without(model, chosen, evaluator) >= before + _WORTH_IT else 0
+        else:
+            count = self._fewest(model, chosen, evaluator, before)
+        for node in chosen[:count]:
+            dequantize_node(node)
+            own = -10 * log10(max(max(noise[node].values(), default=0.0), 1e-30))
+            message = f"alone on integers it leaves {own:.1f} dB, and float costs about {costs[node]:.1f} % of the time"
+            result.remarks.append(self.missed(node, f"{node.op} stays float: {message}"))
+            result.count("float")
+            result.changed = True
         result.count("sqnr_db_before", before)
-        result.count("sqnr_db", after)
-        result.changed = bool(result.statistics.get("float"))
+        result.count("sqnr_db", evaluator.score(model) if count else before)
         return result
 
     def _ablate(
@@ -126,46 +135,31 @@ class MixedPrecision(Pass):
             order.append(node)
         return order
 
-    def _apply(
-        self,
-        model: Model,
-        order: list[Node],
-        noise: dict[Node, dict[str, float]],
-        costs: Mapping[Node, float],
-        evaluator: Evaluator,
-        before: float,
-        result: PassResult,
-    ) -> float:
-        """Dequantize the first nodes of the order: all of them, or as many as ``min_sqnr`` needs; the score then."""
-        after = before
-        step = len(order) if self.min_sqnr is None else 1
-        taken = 0
-        while taken < len(order) and (self.min_sqnr is None or after < self.min_sqnr):
-            batch = order[taken : taken + step]
-            trial = model.clone_with_map()
-            for node in batch:
-                dequantize_node(trial.nodes[node])
-            score = evaluator.score(trial.model)
-            if self.min_sqnr is None and score < before + 0.2:
-                result.remarks.append(
-                    self.missed(None, f"{len(batch)} nodes in float would give {score - before:+.1f} dB")
-                )
-                return before
-            for node in batch:
-                dequantize_node(node)
-                share = 10 * log10(1 / max(max(noise[node].values(), default=0.0), 1e-30))
-                result.remarks.append(
-                    self.missed(
-                        node,
-                        f"{node.op} stays float: alone on integers it leaves {share:.1f} dB, and float costs about "
-                        f"{costs[node]:.1f} % of the time",
-                    )
-                )
-                result.count("float")
-            after = score
-            taken += len(batch)
-            step = max(1, taken // 2)
-        return after
+    def _fewest(self, model: Model, order: list[Node], evaluator: Evaluator, before: float) -> int:
+        """How many of the first nodes must be float to reach ``min_sqnr``, by bisection; all where that is too few."""
+        assert self.min_sqnr is not None
+        if before >= self.min_sqnr:
+            return 0
+        too_few, enough = 0, len(order)
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if _score_without(model, order[:middle], evaluator) >= self.min_sqnr:
+                enough = middle
+            else:
+                too_few = middle
+        return enough
+
+
+_WORTH_IT = 0.2
+"""dB that a default choice must win on the samples, or nothing is changed."""
+
+
+def _score_without(model: Model, nodes: list[Node], evaluator: Evaluator) -> float:
+    """The score with these nodes in float."""
+    trial = model.clone_with_map()
+    for node in nodes:
+        dequantize_node(trial.nodes[node])
+    return evaluator.score(trial.model)
 
 
 def _is_candidate(node: Node) -> bool:
