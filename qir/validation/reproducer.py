@@ -201,7 +201,7 @@ def _write_weights(path: Path, models: Sequence[Model]) -> list[str]:
 
 
 def _write_feeds(folder: Path, feeds: Iterable[Feed]) -> int:
-    """Store samples in ONNX's own layout as far as the budget goes; how many were left out."""
+    """Store samples in ONNX's own layout, the first and more as far as the budget goes; how many were left out."""
     from qir.calibration.pb import write_set
 
     left = MOST_INPUT_BYTES
@@ -209,7 +209,7 @@ def _write_feeds(folder: Path, feeds: Iterable[Feed]) -> int:
     folder.mkdir()
     for index, feed in enumerate(feeds):
         left -= sum(_bytes(value) for value in feed.values())
-        if left < 0:
+        if left < 0 and index > 0:
             left_out += 1
         else:
             write_set(folder / f"test_data_set_{index}", "input", feed)

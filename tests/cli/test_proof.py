@@ -61,6 +61,47 @@ def test_a_crash_is_replayed_with_its_exit_code_and_traceback(folder: Path, caps
     assert "ZeroDivisionError: oops\nin pass 'by-hand'" in capsys.readouterr().err
 
 
+INVALID = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from qir import Effect, Pass, PassResult, RewritePass
+from qir.rewriting import Any, Op, Rule
+
+@dataclass(frozen=True)
+class Invalid(Pass):
+    """Gives Neg an attribute that it has not."""
+    name: ClassVar[str] = "invalid"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, model, ctx):
+        next(node for node in model.walk() if node.op == "Neg").set("axis", 3)
+        return PassResult(changed=True)
+
+@dataclass(frozen=True)
+class Fight(RewritePass):
+    """Rules that undo one another."""
+    name: ClassVar[str] = "fight"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def rules(self, model):
+        def swap(name, one, other):
+            return Rule(name, Op(one, Any("x")), lambda match: match.add(other, [match["x"]]).output)
+        return [swap("there", "Neg", "Abs"), swap("back", "Abs", "Neg")]
+'''
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("invalid", "has no attribute 'axis'"), ("fight", "does not end")])
+def test_what_the_verifier_and_the_driver_refuse_is_replayed(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, complaint: str
+) -> None:
+    (folder / "sloppy.py").write_text(INVALID)
+    assert main([*OPT, "--passes", f"canonicalize,{name}"]) == 2
+    error = error_lines(capsys)[-1]
+    assert complaint in error
+    assert main(["opt", "--reproduce", f"qir-reproducer-{name}"]) == 2
+    assert error_lines(capsys) == [error]
+
+
 def test_a_mended_pass_no_longer_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OPT, "--passes", "drop-ones", *CHECK]) == 1
     place = folder / "qir-reproducer-drop-ones" / "plugins" / "sloppy.py"

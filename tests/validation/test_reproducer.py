@@ -58,7 +58,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_what_would_be_large_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproducer, "MOST_WEIGHT_BYTES", 100)
-    monkeypatch.setattr(reproducer, "MOST_INPUT_BYTES", 20)
+    monkeypatch.setattr(reproducer, "MOST_INPUT_BYTES", 10)
     feed = {"x": np.float32([1, 2, 3, 4])}
     write_reproducer(tmp_path / "r", failed(weighty(), numerics=Numerics([feed, feed])))
     found = read_reproducer(tmp_path / "r")
