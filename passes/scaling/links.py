@@ -22,7 +22,7 @@ __all__ = ["ClipAt", "Link", "Sink", "clip_limits", "find_links"]
 
 _NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLayerNormalization": (1,)}
 _CHANNEL_NORMS = {"BatchNormalization": (1, 2), "InstanceNormalization": (1, 2)}
-_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity", "PRelu"})
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Neg", "Abs"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 
 
