@@ -101,15 +101,16 @@ class Numerics:
     def outputs(self, model: Model) -> Outputs:
         """Run the model once over all feeds. An annotated one is emitted as QDQ on a copy first.
 
-        Raises ModelError or UnsupportedError where onnxruntime does not take the model.
+        Raises ModelError or UnsupportedError where onnxruntime does not take the model, or where its annotations
+        cannot be emitted.
         """
+        return self._run(_emitted(model))
+
+    def _run(self, model: Model) -> Outputs:
         from qir.codegen import runnable
         from qir.runtime.session import PLAIN, OrtRunner
 
         self.runs += 1
-        if _is_annotated(model):
-            model = model.clone()
-            Pipeline.parse("emit-qdq").run(model, verify=False, in_place=True)
         with runnable(model) as source:
             runner = OrtRunner(source, PLAIN)
             takes = {spec.name for spec in runner.inputs}
@@ -120,10 +121,12 @@ class Numerics:
     def fault(self, judged: Judged, model: Model, baseline: Outputs, reference: Outputs) -> tuple[Outputs, str | None]:
         """Run the model and say what is wrong with its outputs, None if nothing is.
 
-        ``baseline`` is what an exact pass must keep, ``reference`` what the float model gives.
+        ``baseline`` is what an exact pass must keep, ``reference`` what the float model gives. Raises what emitting
+        annotations raises: that they cannot be emitted is no fault of the numbers.
         """
+        emitted = _emitted(model)
         try:
-            outputs = self.outputs(model)
+            outputs = self._run(emitted)
         except (ModelError, UnsupportedError) as error:
             return [], str(error)
         if judged == "lossy":
@@ -185,6 +188,13 @@ _LEAST_TOLERANCE = {"float16": 100 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
 def is_quantized(model: Model) -> bool:
     """Whether the model carries annotations or quantizer nodes."""
     return _is_annotated(model) or any(node.op in _QUANTIZERS for node in model.walk())
+
+
+def _emitted(model: Model) -> Model:
+    """The model as it is, or where it is annotated a copy with QDQ nodes."""
+    if not _is_annotated(model):
+        return model
+    return Pipeline.parse("emit-qdq").run(model, verify=False).model
 
 
 def _is_annotated(model: Model) -> bool:

@@ -83,6 +83,16 @@ def test_an_annotated_model_runs_as_it_will_be_emitted() -> None:
     assert "QuantizeLinear" not in ops(model) and model.graph.inputs[0].quant is not None
 
 
+def test_annotations_that_cannot_be_emitted_are_an_error_with_its_remedy_and_no_broken_model() -> None:
+    model = chain([1.0])
+    model.opset_imports = {"": 12}
+    numerics = Numerics([{"x": np.zeros(4, np.float32)}])
+    reference = numerics.reference(model)
+    model.graph.inputs[0].quant = StaticQuant.per_axis(DType.UINT8, np.ones(4, np.float32), 0)
+    with pytest.raises(UnsupportedError, match="run 'convert-opset' first"):
+        numerics.fault("lossy", model, reference, reference)
+
+
 @pytest.mark.parametrize(
     ("want", "have", "complaint"),
     [
