@@ -2,7 +2,7 @@
 
 Doubling the width joins pairs of neighbours, so it loses nothing but resolution, and which width is reached depends on
 the union of the ranges alone: merging is associative and commutative to the last count. Range and count are exact over
-all elements; the bins count a stratified subsample, because binning every element costs ten times its inference.
+all elements; the bins count a stratified subsample, because binning every element costs ten times its inference, and its two extremes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Histogram:
         # Powers of two: the division is exact, so is the bin of every element.
         index = np.floor(np.ldexp(sample.astype(np.float64), -k)).astype(np.int64) - first
         counts = np.bincount(index, minlength=last - first + 1).astype(np.int64) * stands_for
+        if stands_for > 1:
+            # The extremes hold most of what a threshold may cut, and thinning out would miss them nearly always.
+            counts[0] += 1
+            counts[-1] += 1
         return cls(seen, k, first, counts)
 
     def merge(self, other: Histogram) -> Histogram:

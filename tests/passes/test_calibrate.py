@@ -96,3 +96,25 @@ def test_an_edit_makes_what_was_seen_behind_it_stale() -> None:
     result.commit()
     with pytest.raises(StaleError):
         _ = first.output.observed
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy", "moving-average"])
+def test_a_threshold_method_narrows_what_is_quantized_and_says_so(method: str) -> None:
+    source = graph(W + "%a = Conv(%x, @w)\n%r = Relu(%a)\n%y = Conv(%r, @v)")
+    samples = feeds(source, 8)
+    for sample in samples:
+        sample["x"] = sample["x"] ** 5  # heavy tails
+    exact = seen(Pipeline([Calibrate()]).run(source, calibration=samples).model)
+    result = Pipeline([Calibrate(method=method, percentile=99.0)]).run(source, calibration=samples)  # type: ignore[arg-type]
+    found = seen(result.model)
+    assert set(found) == set(exact)
+    assert all(exact[name].contains(found[name]) for name in exact)
+    assert any(found[name].upper < exact[name].upper for name in exact)
+    assert all(found[name].lower == 0 for name in exact if exact[name].lower == 0)
+    assert any("narrower" in remark.message and method in remark.message for remark in result.remarks)
+
+
+@pytest.mark.parametrize("options", [{"percentile": 50.0}, {"percentile": 101.0}, {"keep": 1.0}, {"keep": -0.1}])
+def test_senseless_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Calibrate(**options)  # type: ignore[arg-type]

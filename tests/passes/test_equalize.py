@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qir.errors import DataError
@@ -70,7 +70,8 @@ CHAINS = {
               "%a = Conv(%x, @w1, @b1)\n%r = PRelu(%a, @slope)\n%y = Conv(%r, @w2)"),
     "depthwise": (IMAGE, "@w1: f32[6,4,1,1] #01\n@b1: f32[6] #02\n@w2: f32[6,1,3,3] #03\n@b2: f32[6] #04\n"
                   "@w3: f32[5,6,1,1] #05",
-                  "%a = Conv(%x, @w1, @b1)\n%r = Relu(%a)\n%d = Conv(%r, @w2, @b2) {group=6}\n%e = Relu(%d)\n%y = Conv(%e, @w3)"),
+                  "%a = Conv(%x, @w1, @b1)\n%r = Relu(%a)\n%d = Conv(%r, @w2, @b2) {group=6}\n"
+                  "%e = Relu(%d)\n%y = Conv(%e, @w3)"),
     "grouped": (IMAGE, "@w1: f32[6,2,3,3] #01\n@b1: f32[6] #02\n@w2: f32[4,3,1,1] #03",
                 "%a = Conv(%x, @w1, @b1) {group=2}\n%r = Relu(%a)\n%y = Conv(%r, @w2) {group=2}"),
     "transposed": (IMAGE, "@w1: f32[4,3,3,3] #01\n@b1: f32[6] #02\n@w2: f32[6,2,1,1] #03",
@@ -198,6 +199,7 @@ def test_senseless_options_are_refused(options: dict[str, int]) -> None:
         Equalize(**options)  # type: ignore[arg-type]
 
 
+@settings(max_examples=40)
 @given(model_bytes(), st.integers(0, 9))
 def test_random_graphs_keep_their_outputs(data: bytes, seed: int) -> None:
     source = import_model(onnx.load_from_string(data))
