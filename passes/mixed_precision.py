@@ -54,7 +54,7 @@ class MixedPrecision(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()
-        candidates = [node for node in model.graph.nodes if _is_candidate(node)]
+        candidates = [node for node in model.walk() if _is_candidate(node)]
         if not candidates or len(candidates) > self.max_nodes:
             if candidates:
                 message = f"{len(candidates)} nodes are more than max-nodes={self.max_nodes}, none was ablated"
@@ -70,7 +70,7 @@ class MixedPrecision(Pass):
                 result.remarks.append(self.missed(node, f"{node.op} stays float: integers would save no time"))
                 result.count("float")
                 result.changed = True
-        candidates = [node for node in candidates if node.kernel == "integer"]
+        candidates = [node for node in candidates if _is_candidate(node)]
         if not candidates:
             return result
         evaluator = Evaluator(model, feeds, ctx)
@@ -163,7 +163,15 @@ def _score_without(model: Model, nodes: list[Node], evaluator: Evaluator) -> flo
 
 
 def _is_candidate(node: Node) -> bool:
-    return node.kernel == "integer" and node.op in ("Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "Sigmoid")
+    return node.kernel in ("integer", "dynamic") and node.op in (
+        "Conv",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Mul",
+        "Concat",
+        "Sigmoid",
+    )
 
 
 def _strip(node: Node, alone: Node) -> None:
@@ -183,8 +191,8 @@ def _costs(model: Model, candidates: list[Node], feed: Mapping[str, Any], ctx: P
     """What each node in float adds, in percent of the model's time."""
     table = load_target(ctx.target).cost
     sized = with_input_shapes(model, {name: array.shape for name, array in feed.items()})
-    copies = dict(zip(model.graph.nodes, sized.graph.nodes, strict=True))
-    total = sum(table.node_us_as(copies[node], node.kernel == "integer") for node in model.graph.nodes)
+    copies = dict(zip(model.walk(), sized.walk(), strict=True))
+    total = sum(table.node_us_as(copies[node], node.kernel not in (None, "float")) for node in model.walk())
     return {node: 100 * table.fallback_us(copies[node]) / max(total, 1e-9) for node in candidates}
 
 

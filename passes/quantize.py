@@ -21,7 +21,7 @@ from qir.targets.regions import RegionPlan, clip_bounds, data_inputs, merged_res
 __all__ = ["PRESETS", "Quantize"]
 
 PRESETS = ("int8",)
-LINEAR = ("static", "dynamic")
+LINEAR = ("auto", "static", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Quantize(Pass):
 
     Needs observed ranges (pass ``calibrate``) for what it quantizes. Convolutions get one quantizer on their result,
     after the activation that the runtime merges; linear operators one on each use of their input, their result stays
-    float; light operators join where that saves conversions. ``linear=dynamic`` lets linear operators quantize their
-    inputs at run time instead; recurrent operators do so always. Bodies of If, Loop and Scan are quantized like the
+    float; light operators join where that saves conversions. With ``linear=auto`` linear operators whose input and
+    result stand as floats quantize their input at run time, with ``dynamic`` all do, with ``static`` none; recurrent
+    operators always. Bodies of If, Loop and Scan are quantized like the
     main graph, as far as samples ran them. ``keep-float`` names nodes that stay float, by original
     name, glob or operator; ``recipe`` is a TOML file of the same and more.
 
@@ -50,7 +51,7 @@ class Quantize(Pass):
     keeps_observed: ClassVar[bool] = True
 
     preset: str = "int8"
-    linear: str = "static"
+    linear: str = "auto"
     keep_float: tuple[str, ...] = ()
     recipe: str | None = None
 
@@ -100,16 +101,29 @@ class _Annotator:
         self.chosen = chosen
         self.result = result
         self.stored: set[Value] = set()
+        self.chained: set[Value] = set()
         self.types: dict[Value, StaticQuant] = {}
 
     def annotate_all(self, plan: RegionPlan) -> None:
         self.stored |= plan.stored()
+        self.chained |= _chained(plan)
         for node, rule in plan.integer.items():
             self.annotate(node, rule, plan.result[node])
 
-    def dynamic(self, node: Node) -> bool:
+    def dynamic(self, node: Node, result: Value) -> bool:
+        """Whether a linear operator quantizes its input at run time.
+
+        By default, where that and the result stand as floats: a static quantizer takes as long there, the dynamic
+        kernel adds the bias along, and a range made for all samples is no better than a sample's own.
+        """
         choice = self.chosen.get(node)
-        return self.owner.linear == "dynamic" if choice is None else choice.precision == "int8-dynamic"
+        if choice is not None:
+            return choice.precision == "int8-dynamic"
+        if self.owner.linear == "auto":
+            source = node.input(0)
+            integers = source in self.stored or source in self.chained or result in self.chained
+            return self.target.dynamic_linear and not integers
+        return self.owner.linear == "dynamic"
 
     def annotate(self, node: Node, rule: OpRule, result: Value) -> None:
         self.result.count(node.op)
@@ -121,7 +135,7 @@ class _Annotator:
             make_lookup(node)
             self.result.remarks.append(self.owner.applied(node, f"{node.op} reads its table as {DType.INT8} rows"))
             return
-        if rule.form is Form.LINEAR and self.dynamic(node):
+        if rule.form is Form.LINEAR and self.dynamic(node, result):
             make_dynamic(node, self.target)
             self.result.remarks.append(self.owner.applied(node, f"{node.op} quantizes its input at run time"))
             return
@@ -243,6 +257,24 @@ def value_range(value: Value) -> Interval:
     if proved is not None and proved.is_bounded:
         return proved.per_tensor()
     raise DataError(f"value {value.name!r} has no observed range: run 'calibrate' with samples before 'quantize'")
+
+
+def _chained(plan: RegionPlan) -> set[Value]:
+    """Results of linear operators that only integer nodes read: there the kernel itself writes integers."""
+    found: set[Value] = set()
+    for node, rule in plan.integer.items():
+        if rule.form is not Form.LINEAR:
+            continue
+        value = plan.result[node]
+        readers = [(use.node, use.index) for use in value.uses]
+        if readers and all(_reads_data(plan, reader, index) for reader, index in readers):
+            found.add(value)
+    return found
+
+
+def _reads_data(plan: RegionPlan, reader: Node | None, index: int) -> bool:
+    rule = plan.integer.get(reader) if reader is not None else None
+    return reader is not None and rule is not None and index in data_inputs(reader, rule)
 
 
 def _silent(graph: Graph) -> bool:

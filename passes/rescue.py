@@ -11,14 +11,16 @@ import numpy as np
 from qir.calibration.collect import expose
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
+from qir.calibration.statistics import MinMax
 from qir.codegen import runnable
 from qir.errors import DataError
-from qir.ir import Model, Node, StaticQuant, Value
+from qir.ir import DynamicQuant, Model, Node, StaticQuant, Value
 from qir.passes.correct_bias import spread
 from qir.passes.evaluation import Evaluator
 from qir.passes.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
+from qir.quant.schemes import activation_quant
 from qir.runtime.session import OrtRunner
 
 __all__ = ["Rescue"]
@@ -82,17 +84,20 @@ class Rescue(Pass):
         return result
 
 
+_INTEGER = ("integer", "dynamic")
+
+
 def _integer_nodes(model: Model) -> list[Node]:
-    return [node for node in model.walk() if node.kernel == "integer"]
+    return [node for node in model.walk() if node.kernel in _INTEGER]
 
 
 def _rank(model: Model, feeds: Feeds) -> list[tuple[Value, float]]:
     """Quantized activations with the SQNR in dB that their own quantization leaves, the worst first."""
-    types: dict[Value, StaticQuant] = {}
+    types: dict[Value, StaticQuant | DynamicQuant] = {}
     for node in _integer_nodes(model):
         for use in node.uses:
             quant = use.effective_quant if use is not None else None
-            if use is not None and isinstance(quant, StaticQuant) and not use.value.is_constant:
+            if use is not None and isinstance(quant, StaticQuant | DynamicQuant) and not use.value.is_constant:
                 types.setdefault(use.value, quant)
     exposed, names = expose(model, list(types))
     noise = dict.fromkeys(types, 0.0)
@@ -104,7 +109,11 @@ def _rank(model: Model, feeds: Feeds) -> list[tuple[Value, float]]:
             arrays = {**{name: feed[name] for name in names if name in feed}, **runner.run(feed, produced)}
             for name, array in arrays.items():
                 value = names[name]
-                error = fake_quantize(array, types[value]) - array
+                quant = types[value]
+                if isinstance(quant, DynamicQuant):
+                    seen = MinMax.of(array)
+                    quant = activation_quant(seen.interval, quant.dtype, symmetric=quant.symmetric)
+                error = fake_quantize(array, quant) - array
                 noise[value] += float(np.square(error, dtype=np.float64).sum())
                 power[value] += float(np.square(array, dtype=np.float64).sum())
     ranked = [(value, 10 * np.log10(power[value] / max(noise[value], 1e-30))) for value in types if power[value] > 0]
@@ -121,7 +130,7 @@ def _float_value(value: Value) -> list[Node]:
             operand = producer.input(0)
             source = operand.producer if operand is not None and operand.producer is not None else producer
         nodes.append(source)
-    changed = [node for node in dict.fromkeys(nodes) if node.kernel == "integer"]
+    changed = [node for node in dict.fromkeys(nodes) if node.kernel in _INTEGER]
     for node in changed:
         dequantize_node(node)
     return changed

@@ -144,8 +144,7 @@ class _Rounder:
         key = (step.layer.node.input(0), geometry)
         if self.last is None or self.last[0] != key:
             quant = step.layer.input_quant
-            assert quant is not None
-            self.last = key, self._measure(step, geometry, quant.zero_point[0], targets)
+            self.last = key, self._measure(step, geometry, 0 if quant is None else quant.zero_point[0], targets)
         return self.last[1]
 
     def _measure(
@@ -187,9 +186,10 @@ def _reason_against(step: Step) -> str | None:
     quant = layer.weight_use.effective_quant
     if not isinstance(quant, StaticQuant) or quant.block_size is not None or not quant.is_symmetric:
         return "their quantization is not static and symmetric"
-    if layer.input_quant is None or layer.input_quant.axis is not None:
+    source = layer.input_quant
+    if layer.node.kernel != "dynamic" and (source is None or source.axis is not None):
         return "the layer's input is not quantized statically per tensor"
-    if quant.dtype.bits != 8 or layer.input_quant.dtype.bits > 8:
+    if quant.dtype.bits != 8 or (source is not None and source.dtype.bits > 8):
         return "the layer does not multiply 8-bit codes"
     if not step.owns_weight:
         return "another layer reads the same codes"

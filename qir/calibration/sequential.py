@@ -15,7 +15,7 @@ import numpy as np
 from qir.calibration.collect import expose
 from qir.calibration.stepper import Stepper
 from qir.codegen import runnable
-from qir.ir import DerivedQuant, DType, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.ir import Clone, DerivedQuant, DType, Model, Node, StaticQuant, Tensor, Use, Value
 from qir.runtime.session import OrtRunner
 
 __all__ = ["Layer", "Step", "float_means", "integer_layers", "visit_layers"]
@@ -26,7 +26,7 @@ Arrays = list[np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A Conv, Gemm or MatMul that is to run on integers.
+    """A Conv, Gemm or MatMul that is to run on integers, with static parameters of its input or dynamic ones.
 
     ``result`` is what it computes, bias included, with the channels along ``axis``. The bias is operand ``bias_index``
     of ``bias_owner``, which may be missing there: a Conv's or Gemm's own, or that of the Add behind a MatMul; a MatMul
@@ -67,7 +67,8 @@ class Layer:
             owner.set_input(self.bias_index, made)
             use = owner.use(self.bias_index)
             assert use is not None
-            use.quant = DerivedQuant(0, 1)
+            if self.node.kernel == "integer":  # dynamic kernels add floats
+                use.quant = DerivedQuant(0, 1)
             return
         assert old.tensor is not None
         corrected = (old.tensor.numpy() + delta.reshape(old.tensor.shape)).astype(np.float32)
@@ -80,7 +81,8 @@ class Layer:
 
 @dataclass(slots=True)
 class Step:
-    """One layer's turn. ``inputs``: the integer codes of its input, one array a sample, where they were asked for."""
+    """One layer's turn. ``inputs``: the integer codes of its input, one array a sample, where they were asked for; of
+    a dynamic layer the numbers themselves."""
 
     layer: Layer
     inputs: Arrays
@@ -89,6 +91,8 @@ class Step:
     """The emitted model's result."""
     _weight: Value | None
     """The emitted model's weight codes, where this layer alone reads them."""
+    _transposed: bool = False
+    """Whether they stand there transposed."""
     _results: Arrays | None = None
 
     @property
@@ -98,7 +102,8 @@ class Step:
     def set_weight_codes(self, codes: np.ndarray) -> None:
         """Let the results, and everything after, be computed with these codes of the weight."""
         assert self._weight is not None and self._weight.tensor is not None and self._results is None
-        self._weight.const = Tensor(self._weight.tensor.dtype, codes.shape, codes)
+        stored = np.ascontiguousarray(codes.T) if self._transposed else codes
+        self._weight.const = Tensor(self._weight.tensor.dtype, stored.shape, stored)
 
     def results(self) -> Arrays:
         """What the layer computes, one array a sample; only for a layer that can have a bias."""
@@ -118,7 +123,7 @@ def integer_layers(model: Model) -> list[Layer]:
     """The layers of the main graph, in order."""
     found = []
     for node in model.graph.nodes:
-        if node.kernel != "integer" or node.domain != "":
+        if node.kernel not in ("integer", "dynamic") or node.domain != "":
             continue
         if node.op in ("Conv", "Gemm"):
             found.append(Layer(node, node.output, 1, node))
@@ -138,19 +143,23 @@ def visit_layers(
     emit(clone.model)
     clone.model.graph.sort()
     order = {node: index for index, node in enumerate(clone.model.graph.nodes)}
-    ordered = sorted(layers, key=lambda layer: order[clone.nodes[layer.node]])
+    emitted = {layer: _emitted(layer, clone) for layer in layers}
+    ordered = sorted(layers, key=lambda layer: order[emitted[layer]])
     stops: list[Value] = []
     for layer in ordered:
         if inputs:
-            stops.append(_codes_before(clone.nodes[layer.node], 0))
+            stops.append(_before(emitted[layer], 0))
         if layer.bias_owner is not None:
             stops.append(clone.values[layer.result])
     stepper = Stepper(clone.model, feeds, stops)
     for layer in ordered:
         arrays = stepper.advance()[1] if inputs else []
-        weight = _codes_before(clone.nodes[layer.node], 1)
-        shared = weight.tensor is None or len(weight.uses) > 1 or len(weight.users[0].output.uses) > 1
-        step = Step(layer, arrays, stepper, clone.values[layer.result], None if shared else weight)
+        node = emitted[layer]
+        weight = _before(node, 1)
+        shared = weight.tensor is None or len(weight.uses) > 1
+        shared = shared or (weight.users[0] is not node and len(weight.users[0].output.uses) > 1)
+        transposed = node.op != layer.node.op and bool(layer.node.get("transB", 0))
+        step = Step(layer, arrays, stepper, clone.values[layer.result], None if shared else weight, transposed)
         yield step
         if layer.bias_owner is not None:
             step.results()
@@ -189,13 +198,27 @@ def _matmul_layer(node: Node) -> Layer:
     return Layer(node, add.output, -1, add, index)
 
 
-def _codes_before(node: Node, index: int) -> Value:
-    """The integers that the dequantizer before an operand of an emitted node reads."""
+def _emitted(layer: Layer, clone: Clone) -> Node:
+    """What computes a layer in an emitted copy: a dynamic kernel may stand where the bias was added."""
+    node = clone.nodes[layer.node]
+    if node.graph is not None:
+        return node
+    maker = clone.values[layer.result].producer
+    assert maker is not None
+    return maker
+
+
+def _before(node: Node, index: int) -> Value:
+    """The integers behind an operand of an emitted node; the numbers, where the runtime chooses their parameters."""
     operand = node.input(index)
-    assert operand is not None and operand.producer is not None and operand.producer.op == "DequantizeLinear"
-    codes = operand.producer.input(0)
-    assert codes is not None
-    return codes
+    assert operand is not None
+    maker = operand.producer
+    if maker is None:
+        return operand
+    assert maker.op in ("DequantizeLinear", "DynamicQuantizeLinear")
+    source = maker.input(0)
+    assert source is not None
+    return source
 
 
 def _channel_sum(array: np.ndarray, axis: int) -> tuple[np.ndarray, int]:

@@ -63,12 +63,12 @@ class Target:
     ``merged``: activations that a convolution or linear operator absorbs together with the quantizer after them.
     ``float_only``: operators that stay float, with the reason that a remark gives. ``barriers``: operators that the
     runtime turns into integer ones by itself, slower or less accurate, when they stand between a dequantizer and a
-    quantizer; an operator in between prevents that. ``lookup``: how
-    a Gather from a constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the
-    kernel for an operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
-    ``cost``: what nodes cost. ``min_conv_reduction``: a convolution that sums fewer products (depthwise
-    ones aside) and reads a float value stays float. ``session_options``: entries that the runtime should be
-    configured with.
+    quantizer; an operator in between prevents that. ``dynamic_linear``: linear operators that quantize their input
+    at run time are no slower than static ones. ``lookup``: how a Gather from a constant table of at least
+    ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an operator of that form;
+    with fewer than ``min_recurrent_weights`` weights, float is faster. ``cost``: what nodes cost.
+    ``min_conv_reduction``: a convolution that sums fewer products (depthwise ones aside) and reads a float value
+    stays float. ``session_options``: entries that the runtime should be configured with.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Target:
     merged: frozenset[str]
     float_only: Mapping[str, str]
     lookup: OpRule | None = None
+    dynamic_linear: bool = False
     recurrent_kernels: Mapping[str, str] = field(default_factory=dict)
     min_recurrent_weights: int = 0
     min_table_bytes: int = 0

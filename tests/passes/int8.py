@@ -18,7 +18,7 @@ from qir.runtime.optimized import optimized_model
 from qir.runtime.session import PLAIN, OrtRunner
 from qir.validation.metrics import sqnr_db
 
-QUANTIZE = "legalize,analyze-ranges,calibrate,quantize"
+QUANTIZE = "legalize,analyze-ranges,calibrate,quantize{linear=static}"
 EMIT = f"{QUANTIZE},place,emit-qdq"
 
 Feed = dict[str, np.ndarray]

@@ -21,7 +21,7 @@ from qir.runtime.session import PLAIN, OrtRunner
 from qir.targets.kernels import make_dynamic, make_lookup, make_recurrent
 from qir.targets.ort_cpu import ORT_CPU, ORT_CPU_VNNI
 from qir.validation.metrics import sqnr_db
-from tests.passes.int8 import EMIT, annotated, emit, model, node
+from tests.passes.int8 import EMIT, annotated, emit, feeds, model, node
 from tests.textual import CheckPass
 
 DRAW = np.random.default_rng
@@ -177,7 +177,7 @@ def test_a_recipe_and_the_option_choose_dynamic_kernels(tmp_path: Path) -> None:
         %z: f32[2,16] = MatMul(%y, @v) name="second"
     }"""
     source = model(text)
-    both = emit(source, passes=EMIT.replace("quantize,", "quantize{linear=dynamic},"))
+    both = emit(source, passes=EMIT.replace("static", "dynamic"))
     assert both.ops["DynamicQuantizeMatMul"] == 2
     assert both.on > 30 and both.between > 60
     recipe = tmp_path / "recipe.toml"
@@ -186,6 +186,71 @@ def test_a_recipe_and_the_option_choose_dynamic_kernels(tmp_path: Path) -> None:
     assert [n.kernel for n in one.walk()] == ["dynamic", "integer"]
     first = node(one, "MatMul").use(0)
     assert first is not None and first.quant == DynamicQuant(DType.UINT8)
+
+
+AUTO = EMIT.replace("static", "auto")
+
+
+def test_by_default_kernels_that_stand_between_floats_are_dynamic() -> None:
+    source = model(
+        """graph g(%x: f32[2,16]) -> (%y) {
+        @w: f32[16,16] = #01
+        @b: f32[16] = #02
+        %m: f32[2,16] = MatMul(%x, @w)
+        %a: f32[2,16] = Add(%m, @b)
+        %g: f32[2,16] = Tanh(%a)
+        %y: f32[2,16] = MatMul(%g, @w)
+    }"""
+    )
+    done = emit(source, passes=AUTO)
+    assert done.ops["DynamicQuantizeMatMul"] == 2 and not done.ops["Add"]
+    assert done.on > 30 and done.between > 60
+
+
+def test_by_default_a_chain_of_linear_operators_hands_integers_on() -> None:
+    """A kernel that writes integers itself saves the quantizer: that needs static parameters."""
+    source = model(
+        """graph g(%x: f32[2,16]) -> (%y) {
+        @w: f32[16,16] = #01
+        @b: f32[16] = #02
+        %a: f32[2,16] = Gemm(%x, @w, @b)
+        %r: f32[2,16] = Relu(%a)
+        %y: f32[2,16] = Gemm(%r, @w, @b)
+    }"""
+    )
+    done = emit(source, passes=AUTO)
+    assert done.ops["QGemm"] == 2 and done.ops["QuantizeLinear"] == 1 and not done.ops["Relu"]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_biases_are_corrected_and_weights_rounded_as_for_static_kernels(transposed: bool) -> None:
+    gemm = "Gemm(%g, @v, @c) {transB=1}" if transposed else "Gemm(%g, @w, @c)"
+    source = model(
+        f"""graph g(%x: f32[6,48]) -> (%y) {{
+        @w: f32[48,48] = #01
+        @v: f32[48,48] = #04
+        @u: f32[48,48] = #05
+        @b: f32[1,48] = #02
+        @c: f32[48] = #03
+        %m: f32[6,48] = MatMul(%x, @u)
+        %a: f32[6,48] = Add(%m, @b)
+        %g: f32[6,48] = Sigmoid(%a)
+        %y: f32[6,48] = {gemm}
+    }}"""
+    )
+    samples = feeds(source, 24)
+    plain = emit(source, passes=AUTO).on
+    front = AUTO.removesuffix(",emit-qdq")
+    corrected = annotated(source, samples, f"{front},correct-bias")
+    rounded = annotated(source, samples, f"{front},round-weights")
+    assert [n.kernel for n in rounded.model.walk() if n.op in ("MatMul", "Gemm")] == ["dynamic", "dynamic"]
+    assert any("rounded to second order" in str(remark) for remark in rounded.remarks)
+    unseen = feeds(source, 8, seed=1)
+    wanted = [run(source, feed)["y"] for feed in unseen]
+    scores = [
+        sqnr_db(wanted, [run(emitted(result.model), feed)["y"] for feed in unseen]) for result in (corrected, rounded)
+    ]
+    assert scores[0] > plain + 1 and scores[1] > scores[0]
 
 
 def test_an_old_opset_is_refused() -> None:

@@ -18,7 +18,7 @@ def graph(body: str, inputs: str = "%x: f32[1,8,8,8]", outputs: str = "%y") -> M
 
 def test_a_convolution_kept_float_between_quantizers_stays_float() -> None:
     source = graph(W + "%a = Conv(%x, @w)\n%b = Conv(%a, @v)\n%y = Conv(%b, @v)")
-    passes = EMIT.replace("quantize,", "quantize{keep-float=b},")
+    passes = EMIT.replace("linear=static", "linear=static keep-float=b")
     emitted = emit(source, feeds(source), passes)
     assert emitted.ops["QLinearConv"] == 2 and emitted.ops["Conv"] == 1 and emitted.ops["Max"] == 1
     # The runtime would quantize that convolution's weight by itself, which costs far more than a decibel.
@@ -27,7 +27,7 @@ def test_a_convolution_kept_float_between_quantizers_stays_float() -> None:
 
 def test_a_kept_convolution_with_its_activation_stays_float() -> None:
     source = graph(W + "%a = Conv(%x, @w)\n%b = Conv(%a, @v)\n%r = Relu(%b)\n%y = Conv(%r, @v)")
-    emitted = emit(source, feeds(source), EMIT.replace("quantize,", "quantize{keep-float=b},"))
+    emitted = emit(source, feeds(source), EMIT.replace("linear=static", "linear=static keep-float=b"))
     assert emitted.ops["QLinearConv"] == 2 and emitted.ops["Conv"] + emitted.ops["FusedConv"] == 1
     assert emitted.on == pytest.approx(emitted.off, abs=0.5)
 
@@ -53,12 +53,12 @@ def test_no_barrier_where_nobody_would_fuse() -> None:
 def test_a_linear_operator_that_the_runtime_merges_with_a_float_bias_is_given_up() -> None:
     # Without 'fuse' and 'legalize', MatMul + Add becomes a float Gemm that dequantizes its weight on every run.
     source = graph("@w: f32[8,8] #01\n@b: f32[8] #02\n%m = MatMul(%x, @w)\n%y = Add(%m, @b)", "%x: f32[3,8]")
-    emitted = emit(source, passes="analyze-ranges,calibrate,quantize,place,emit-qdq")
+    emitted = emit(source, passes="analyze-ranges,calibrate,quantize{linear=static},place,emit-qdq")
     assert emitted.ops["DequantizeLinear"] == emitted.ops["QuantizeLinear"] == 0
     assert [r.message for r in emitted.result.remarks if r.pass_name == "place"] == [
         "MatMul stays float: its operands are dequantized, but nothing quantizes its result"
     ]
-    kept = emit(source, passes="int8")
+    kept = emit(source, passes=f"fuse,{EMIT}")
     assert kept.ops["QGemm"] == 1
 
 

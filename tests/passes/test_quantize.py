@@ -233,6 +233,6 @@ def test_it_needs_ranges_and_known_presets() -> None:
 def test_keep_float_barriers_the_named_node_only() -> None:
     source = graph("@w: f32[8,8,3,3] #01\n@v: f32[2,8,1,1] #02\n%a = Conv(%x, @w)\n%y = Conv(%a, @v)")
     for keep, left in (("a", "y"), ("y", "a")):
-        passes = QUANTIZE.replace("quantize", f"quantize{{keep-float={keep}}}")
+        passes = QUANTIZE.replace("linear=static", f"linear=static keep-float={keep}")
         result = annotated(source, feeds(source), passes).model
         assert [n.output.name for n in result.walk() if n.kernel == "integer"] == [left]
