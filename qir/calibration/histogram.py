@@ -2,7 +2,8 @@
 
 Doubling the width joins pairs of neighbours, so it loses nothing but resolution, and which width is reached depends on
 the union of the ranges alone: merging is associative and commutative to the last count. Range and count are exact over
-all elements; the bins count a stratified subsample, because binning every element costs ten times its inference, and its two extremes.
+all elements; the bins count a stratified subsample, because binning every element costs ten times its
+inference; and the two extremes of each array.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ class Histogram:
 
 def _width_exponent(lo: float, hi: float) -> int:
     """The least k for which [lo, hi] touches at most ``MOST_BINS`` bins of width 2^k."""
-    span = hi - lo
-    k = max(_FINEST, math.frexp(max(span, abs(lo) * 2.0**-40, abs(hi) * 2.0**-40) / MOST_BINS)[1] - 1)
+    if lo == hi == 0:
+        return _FINEST
+    span = max(hi - lo, abs(lo) * 2.0**-40, abs(hi) * 2.0**-40)
+    k = max(_FINEST, math.frexp(span / MOST_BINS)[1] - 1)
     while math.floor(math.ldexp(hi, -k)) - math.floor(math.ldexp(lo, -k)) >= MOST_BINS:
         k += 1
     return k

@@ -13,10 +13,10 @@ from qir.passes.calibrate import Calibrate
 from qir.pipeline import Pipeline
 from tests.passes.int8 import Feed, feeds, model
 
-W = "@w: f32[8,8,1,1] #01\n@v: f32[2,8,1,1] #02\n"
+W = "@w: f32[40,40,3,3] #01\n@v: f32[2,40,3,3] #02\n"
 
 
-def graph(body: str, inputs: str = "%x: f32[1,8,8,8]", outputs: str = "%y") -> Model:
+def graph(body: str, inputs: str = "%x: f32[1,40,8,8]", outputs: str = "%y") -> Model:
     return model(f"graph g({inputs}) -> ({outputs}) {{\n{body}\n}}")
 
 
