@@ -344,6 +344,22 @@ def test_both_directions_have_scales_of_their_own() -> None:
     assert min(sqnr_db([wanted[name]], [got[name]]) for name in wanted) > 33
 
 
+def test_sequence_lengths_and_peepholes_keep_their_places() -> None:
+    source = lstm()
+    found = node(source, "LSTM")
+    operands = list(found.inputs)
+    operands[4] = source.graph.add_constant(np.array([3], np.int32), "lengths")
+    operands.append(source.graph.add_constant(DRAW(9).normal(size=(1, 192)).astype(np.float32), "peepholes"))
+    found.set_inputs(operands)
+    draw = DRAW(6)
+    feed = {"x": draw.normal(size=(5, 1, 48)).astype(np.float32)}
+    feed.update({name: draw.normal(size=(1, 1, 64)).astype(np.float32) * np.float32(0.3) for name in "hc"})
+    wanted = OrtRunner(to_bytes(cleared(source)), PLAIN).run(feed)
+    got = run(emitted(source), feed)
+    assert not wanted["y"][3:].any() and not got["y"][3:].any()
+    assert min(sqnr_db([wanted[name]], [got[name]]) for name in wanted) > 33
+
+
 def cleared(source: Model) -> Model:
     copy = source.clone()
     found = node(copy, "LSTM")
