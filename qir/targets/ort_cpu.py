@@ -42,7 +42,9 @@ _FLOAT_ONLY = {
     "Softmax": "the integer kernel is 6 times slower than the float one",
     "AveragePool": "the integer kernel is over 10 times slower than the float one",
     "ConvTranspose": "onnxruntime has no integer kernel for it",
-    "GRU": "onnxruntime has no integer kernel for it",
+    # A Scan around MatMulIntegerToFloat, 16 steps: 0.2 of the GRU's speed with 64 hidden units, 0.4 with 128, 0.9 with
+    # 256, 1.7 with 512.
+    "GRU": "onnxruntime has no integer kernel for it, and a loop around integer products is slower up to 256 units",
     "RNN": "onnxruntime has no integer kernel for it",
     **dict.fromkeys(
         (
