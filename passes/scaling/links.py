@@ -204,6 +204,8 @@ def _step(link: Link, use: Use, axis: int) -> tuple[Value, int] | str | None:
             return f"{node.op} {node.label!r} reads the channels along another axis"
         link.sinks.append(Sink(node, value, axis))
         return None
+    if node.op in ("Shape", "Size"):
+        return None
     if len([name for name in node.outputs if name.uses]) > 1:
         return where
     result = node.output

@@ -118,6 +118,12 @@ def test_a_second_run_changes_nothing() -> None:
     apply(Equalize(), source)
 
 
+def test_who_asks_for_the_shape_alone_is_no_obstacle() -> None:
+    constants = "@w1: f32[4,4,1,1] #01\n@w2: f32[4,4,1,1] #02\n"
+    source = graph(constants + "%a = Conv(%x, @w1)\n%z = Shape(%a)\n%y = Conv(%a, @w2)", results="%y, %z")
+    assert run(source)[1].changed
+
+
 def test_a_dead_channel_keeps_its_scale() -> None:
     source = graph("@w1: f32[2,4,1,1] #01\n@w2: f32[3,2,1,1] #02\n%a = Conv(%x, @w1)\n%y = Conv(%a, @w2)")
     weight = node(source, "Conv").input(1)

@@ -18,6 +18,7 @@ from qir.quant.arithmetic import fake_quantize
 from qir.quant.schemes import activation_quant, weight_quant
 from tests.passes.int8 import emit, feeds, model, node
 from tests.passes.support import assert_close, outputs
+from tests.passes.test_equalize import CHAINS, uneven
 
 TOKENS = "%x: f32[2,6,16]"
 OUTLIERS = {1: 40.0, 7: -25.0}
@@ -47,6 +48,11 @@ def graph(body: str, results: str = "%y") -> Model:
             array = 1 + value.tensor.numpy()
             for channel, factor in OUTLIERS.items():
                 array[channel] *= factor
+            value.const = Tensor.of(array)
+        elif value.name in ("w", "v") and value.tensor is not None:
+            array = value.tensor.numpy().copy()
+            for channel, factor in OUTLIERS.items():
+                array[channel] /= abs(factor)  # so that they do not drown the others in the result
             value.const = Tensor.of(array)
     used = {value for one in source.graph.nodes for value in one.inputs}
     for value in list(source.graph.initializers):
@@ -121,6 +127,14 @@ def test_a_linear_layer_before_is_asked_for() -> None:
     assert not run(source)[1].changed
     done, report = run(source, Smooth(scope="linear"))
     assert report.statistics == {"folded": 1} and spread_of(done, "r") < spread_of(source, "r") / 3
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_function_stays_through_whatever_commutes(name: str) -> None:
+    inputs, constants, nodes = CHAINS[name]
+    source = uneven(model(f"graph g({inputs}) -> ({'%y, %z' if '%z' in nodes else '%y'}) {{\n{constants}\n{nodes}\n}}"))
+    _, report = run(source, Smooth(alpha=0.5, scope="all", min_gain=-100))
+    assert report.statistics["folded"] == (2 if name == "depthwise" else 1)
 
 
 def test_nothing_to_gain_is_nothing_done() -> None:
