@@ -40,7 +40,7 @@ class CorrectBias(Pass):
     name: ClassVar[str] = "correct-bias"
     effect: ClassVar[Effect] = Effect.LOSSY
 
-    samples: int = 8
+    samples: int = 16
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""

@@ -44,6 +44,11 @@ class Evaluator:
         EmitQdq().run(copy, self.ctx)
         return _run(copy, self.feeds)
 
+    def sample_sqnrs(self, model: Model) -> np.ndarray:
+        """SQNR in dB of the worst float output for each feed by itself, after bias correction; (samples,)."""
+        got = self.outputs(model)
+        return np.array([worst_sqnr([want], [have]) for want, have in zip(self.expected, got, strict=True)])
+
     def noise(self, model: Model) -> dict[str, float]:
         """Of each float output with a signal, noise power over signal power, without bias correction."""
         compared = _compare(self.expected, self.outputs(model, correct=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qir.pipeline.preset import Preset
 
-__all__ = ["INT8", "OPTIMIZE"]
+__all__ = ["INT8", "INT8_BEST", "INT8_FAST", "OPTIMIZE"]
 
 OPTIMIZE = Preset(
     "optimize",
@@ -12,9 +12,22 @@ OPTIMIZE = Preset(
     "Exact clean-up and fusion: the same function in fewer nodes.",
 )
 
+_PREPARE = "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize"
+
 INT8 = Preset(
     "int8",
-    "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize,analyze-ranges,"
-    "calibrate,quantize,rescue,mixed-precision,place,correct-bias,emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,quantize,rescue,mixed-precision,place,correct-bias,emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
+)
+
+INT8_FAST = Preset(
+    "int8-fast",
+    f"{_PREPARE},analyze-ranges,calibrate,quantize,place,correct-bias,emit-qdq",
+    "int8 without the search for what should stay float.",
+)
+
+INT8_BEST = Preset(
+    "int8-best",
+    f"{_PREPARE},tune,quantize,rescue,mixed-precision,place,round-weights,emit-qdq",
+    "int8 with preparations and thresholds tried one by one and second-order weight rounding: minutes, not seconds.",
 )

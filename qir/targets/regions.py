@@ -168,7 +168,7 @@ def _reason_against(node: Node, rule: OpRule, supplied: set[Value], target: Targ
             finite = table is not None and table.tensor is not None and _is_finite(table.tensor)
             return None if finite else "its table holds infinities or NaN"
         case Form.CONVOLUTION:
-            return _reason_against_weight(node, rule) or _reason_against_stem(node, supplied, target)
+            return _reason_against_weight(node, rule) or _reason_against_stem(node, target)
         case Form.LINEAR:
             return _reason_against_linear(node) or _reason_against_weight(node, rule)
         case Form.ELEMENTWISE:
@@ -201,13 +201,24 @@ def _reason_against_weight(node: Node, rule: OpRule) -> str | None:
     return None if _is_finite(bias.tensor) else "its bias holds infinities or NaN"
 
 
-def _reason_against_stem(node: Node, supplied: set[Value], target: Target) -> str | None:
+def _reason_against_stem(node: Node, target: Target) -> str | None:
     weight = node.input(1)
     assert weight is not None and weight.tensor is not None
     products = math.prod(weight.tensor.shape[1:])
-    if products >= target.min_conv_reduction or node.input(0) in supplied or node.get("group", 1) > 1:
+    if products >= target.min_conv_reduction or node.get("group", 1) > 1 or not _reads_model_input(node, target):
         return None
     return f"with sums of {products} products it is faster in float than with a quantizer before it"
+
+
+def _reads_model_input(node: Node, target: Target) -> bool:
+    """Only light operators stand between an input of the graph and this node."""
+    value = node.input(0)
+    while value is not None and (maker := value.producer) is not None:
+        rule = target.rule(maker.domain, maker.op)
+        if _is_heavy(maker) or (rule is not None and rule.weight_input is not None):
+            return False
+        value = next((operand for operand in maker.inputs if operand is not None and not operand.is_constant), None)
+    return value is not None
 
 
 def _reason_against_linear(node: Node) -> str | None:

@@ -1,0 +1,132 @@
+"""``tune``: try exact preparations and threshold methods, keep what helps on samples that were not calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
+from qir.errors import DataError
+from qir.ir import Model
+from qir.passes.correct_bias import spread
+from qir.passes.evaluation import Evaluator
+from qir.passes.quantize import Quantize
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.pipeline import Pipeline
+
+__all__ = ["Tune"]
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Tune(Pass):
+    """Choose how to prepare and calibrate the model.
+
+    Each of ``prepare`` (exact passes, such as equalisation) and each of ``calibrate`` (threshold methods) is tried on
+    a copy, from range analysis to bias correction, and kept if it gains ``min-gain`` dB on ``samples`` calibration
+    samples that the trial did not calibrate on: on average over the samples, each by itself, and by more than the
+    standard error of that average. What helps one model hurts another, so nothing is taken on faith. The chosen passes then run on the model itself, with all samples.
+
+    Before::
+
+        %y: f32[1,8] = Conv(%x, @w, @b)
+
+    After, where equalisation was chosen, with other weights::
+
+        %y: f32[1,8] seen=[-1, 2] = Conv(%x, @w_equalized, @b_equalized)
+    """
+
+    name: ClassVar[str] = "tune"
+    effect: ClassVar[Effect] = Effect.EXACT
+    keeps_observed: ClassVar[bool] = True
+
+    prepare: tuple[str, ...] = ("equalize", "equalize{clip=observed}", "smooth")
+    calibrate: tuple[str, ...] = ("calibrate", "calibrate{method=mse}")
+    samples: int = 24
+    fit_samples: int = 40
+    min_gain: float = 0.3
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises DataError without calibration samples, OptionError for text that is no pipeline."""
+        result = PassResult()
+        if ctx.calibration is None:
+            raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
+        data = open_data(ctx.calibration, input_specs(model))
+        feeds = spread(data, self.samples + self.fit_samples)
+        checked = feeds[1::3][: self.samples] if len(feeds) >= 6 else feeds
+        fitted = [feed for index, feed in enumerate(feeds) if index % 3 != 1] if len(feeds) >= 6 else feeds
+        trial = _Trial(model, checked, fitted, ctx)
+        prepared: list[str] = []
+        method = self.calibrate[0]
+        best = trial.score(prepared, method)
+        assert best is not None, "nothing was prepared that could have changed nothing"
+        result.count("sqnr_db_before", float(best.mean()))
+        ctx.progress.start("trying preparations", len(self.prepare) + len(self.calibrate) - 1)
+        for text in self.prepare:
+            score = trial.score([*prepared, text], method)
+            best, kept = self._judge(text, score, best, result)
+            if kept:
+                prepared.append(text)
+            ctx.progress.advance()
+        for text in self.calibrate[1:]:
+            score = trial.score(prepared, text)
+            best, kept = self._judge(text, score, best, result)
+            method = text if kept else method
+            ctx.progress.advance()
+        ctx.progress.finish()
+        result.count("sqnr_db", float(best.mean()))
+        for pass_ in _passes(prepared, method):
+            done = pass_.run(model, ctx)
+            result.remarks += done.remarks
+            result.changed |= done.changed
+        return result
+
+    def _judge(
+        self, text: str, scores: np.ndarray | None, best: np.ndarray, result: PassResult
+    ) -> tuple[np.ndarray, bool]:
+        """The best scores so far and whether ``text`` is kept; ``scores`` is None where it changed nothing."""
+        if scores is None:
+            result.remarks.append(self.note(None, f"{text} has nothing to do here"))
+            return best, False
+        gains = scores - best
+        error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
+        gain = float(gains.mean())
+        said = f"{gain:+.2f} dB on average over {len(gains)} samples, standard error {error:.2f}"
+        if not gain - error >= self.min_gain:
+            result.remarks.append(self.note(None, f"{text} left out: {said}"))
+            return best, False
+        result.remarks.append(self.applied(None, f"{text} kept: {said}"))
+        result.count(text.partition("{")[0])
+        return scores, True
+
+
+class _Trial:
+    """Scores preparations of one model."""
+
+    def __init__(self, model: Model, checked: Feeds, fitted: Feeds, ctx: PassContext) -> None:
+        self._model = model
+        self._ctx = replace(ctx, calibration=list(fitted))
+        self._evaluator = Evaluator(model, checked, self._ctx, fit=fitted[: len(checked)])
+
+    def score(self, prepared: Sequence[str], method: str) -> np.ndarray | None:
+        """SQNR in dB of the worst output, a sample each; None where the last preparation changes nothing."""
+        copy = self._model.clone()
+        changed = True
+        for text in prepared:
+            results = [pass_.run(copy, self._ctx) for pass_ in Pipeline.parse(text).passes]
+            changed = any(result.changed for result in results)
+        if not changed:
+            return None
+        for pass_ in _passes((), method):
+            pass_.run(copy, self._ctx)
+        Quantize().run(copy, self._ctx)
+        return np.minimum(self._evaluator.sample_sqnrs(copy), 120.0)
+
+
+def _passes(prepared: Sequence[str], method: str) -> list[Pass]:
+    return list(Pipeline([*prepared, "analyze-ranges", method]).passes)
