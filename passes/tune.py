@@ -30,7 +30,8 @@ class Tune(Pass):
     Each of ``prepare`` (exact passes, such as equalisation) and each of ``calibrate`` (threshold methods) is tried on
     a copy, from range analysis to bias correction, and kept if it gains ``min-gain`` dB on ``samples`` calibration
     samples that the trial did not calibrate on: on average over the samples, each by itself, and by more than the
-    standard error of that average. What helps one model hurts another, so nothing is taken on faith. The chosen passes then run on the model itself, with all samples.
+    standard error of that average. What helps one model hurts another, so nothing is taken on faith. The chosen passes
+    then run on the model itself, with all samples.
 
     Before::
 
