@@ -25,6 +25,9 @@ from qir.targets import WeightRange
 __all__ = ["RoundWeights"]
 
 _HELD_OUT_EVERY = 4
+_MEAN_WEIGHT = 0.5
+"""How much a mean error counts that the bias takes away: measured better than 0 and 1, as a bias that was fitted on
+some samples is never quite right on others."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class RoundWeights(Pass):
     codes are chosen so that the layer's results change least; ``quant.gptq`` has the method. Scales stay as annotated.
     A layer keeps its nearest codes where that does not lower its error on samples that were held out (every fourth;
     with fewer than four samples, on the same). The bias of each layer is corrected on the way, as ``correct-bias``
-    does: a separate run would compute everything again, and with the mean error taken care of, rounding minds only the
-    rest.
+    does: a separate run would compute everything again, and where the mean error is taken care of, rounding minds the
+    rest more.
 
     ``rows`` bounds the inputs that a layer's moments are taken of, ``max-columns`` the size of a matrix: a longer
     reduction is rounded in parts. ``damping`` is relative to the mean of the moments' diagonal.
@@ -103,7 +106,7 @@ class _Rounder:
         assert use.value.tensor is not None and isinstance(quant, StaticQuant)
         weight = use.value.tensor.numpy()
         geometry = layer_rows(layer.node, weight.shape)
-        centered = self.owner.correct_bias and layer.bias_owner is not None
+        mean_weight = _MEAN_WEIGHT if self.owner.correct_bias and layer.bias_owner is not None else 1.0
         nearest = geometry.matrix(quantize(weight, quant))
         targets = geometry.matrix(_in_scales(weight, quant))
         parts = self._moments(step, geometry, targets)
@@ -115,14 +118,14 @@ class _Rounder:
             cut = (..., part.columns)
             codes[cut] = round_codes(
                 targets[cut],
-                part.fitted.hessian(centered),
+                part.fitted.hessian(mean_weight),
                 limit=code_limit(quant.dtype, self.weight_range is WeightRange.REDUCED and geometry.layout is not None),
                 pairs=pairs,
                 damping=self.owner.damping,
                 activation_order=self.owner.activation_order,
                 sweeps=self.owner.sweeps,
             )
-            judge = part.judge.hessian(centered)
+            judge = part.judge.hessian(mean_weight)
             before += float((output_error(targets[cut] - nearest[cut], judge) * scales**2).sum())
             after += float((output_error(targets[cut] - codes[cut], judge) * scales**2).sum())
         if not after < before or np.array_equal(codes, nearest):

@@ -49,14 +49,14 @@ class Moments:
     def rows(self) -> int:
         return self._rows
 
-    def hessian(self, centered: bool) -> np.ndarray:
-        """Mean of x x^T, shape (groups, columns, columns), float64; ``centered``: of x less its mean, which is what
-        counts where a bias takes the mean error away."""
+    def hessian(self, mean_weight: float = 1.0) -> np.ndarray:
+        """Mean of x x^T, shape (groups, columns, columns), float64, of which the part that is the mean of x times
+        itself counts ``mean_weight``: 0 is the covariance, what is left where a bias takes the mean error away."""
         count = max(self._rows, 1)
         moment = self._products / count
-        if centered:
+        if mean_weight != 1.0:
             mean = self._sums / count
-            moment -= mean[:, :, None] * mean[:, None, :]
+            moment -= (1 - mean_weight) * (mean[:, :, None] * mean[:, None, :])
         return moment
 
 

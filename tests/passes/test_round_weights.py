@@ -19,7 +19,7 @@ from tests.passes.int8 import Feed, annotated, kernels, model
 from tests.passes.support import outputs
 
 MATRIX = "@w: f32[20,12] #01\n@b: f32[12] #02\n"
-FILTER = "@w: f32[8,6,3,3] #01\n@b: f32[8] #02\n"
+FILTER = "@w: f32[8,40,3,3] #01\n@b: f32[8] #02\n"
 
 
 def net(inputs: str, body: str) -> Model:
@@ -27,8 +27,8 @@ def net(inputs: str, body: str) -> Model:
 
 
 NETS = {
-    "conv": ("1,6,9,9", FILTER + "%y = Conv(%x, @w, @b) {pads=[1, 1, 1, 1]}"),
-    "strided": ("1,6,12,12", FILTER + "%y = Conv(%x, @w, @b) {pads=[1, 0, 1, 2], strides=[2, 1], dilations=[1, 2]}"),
+    "conv": ("1,40,9,9", FILTER + "%y = Conv(%x, @w, @b) {pads=[1, 1, 1, 1]}"),
+    "strided": ("1,40,12,12", FILTER + "%y = Conv(%x, @w, @b) {pads=[1, 0, 1, 2], strides=[2, 1], dilations=[1, 2]}"),
     "grouped": ("1,6,9,9", "@w: f32[8,3,3,3] #01\n@b: f32[8] #02\n%y = Conv(%x, @w, @b) {group=2}"),
     "depthwise": ("1,6,12,12", "@w: f32[6,1,3,3] #01\n%y = Conv(%x, @w) {group=6, pads=[1, 1, 1, 1]}"),
     "gemm": ("16,20", MATRIX + "%y = Gemm(%x, @w, @b)"),
@@ -38,9 +38,9 @@ NETS = {
 }
 
 DEEP = (
-    "1,8,10,10",
+    "1,40,10,10",
     """
-    @w1: f32[8,8,3,3] #01
+    @w1: f32[8,40,3,3] #01
     @b1: f32[8] #02
     @w2: f32[8,1,3,3] #03
     @b2: f32[8] #04

@@ -43,17 +43,17 @@ def test_moments_are_exact_sums() -> None:
     found.add(rows[:, 4321:])
     whole = rows.astype(np.int64)
     products = np.swapaxes(whole, 1, 2) @ whole
-    np.testing.assert_array_equal(found.hessian(centered=False), products / 5000)
+    np.testing.assert_array_equal(found.hessian(), products / 5000)
     mean = whole.mean(axis=1)
     np.testing.assert_allclose(
-        found.hessian(centered=True), products / 5000 - mean[:, :, None] * mean[:, None, :], rtol=1e-12
+        found.hessian(mean_weight=0), products / 5000 - mean[:, :, None] * mean[:, None, :], rtol=1e-12
     )
 
 
 def test_moments_do_not_depend_on_the_order_of_rows() -> None:
     rows = inputs(1, 1, 3000, 24)
-    turned = moments(rows[:, ::-1].copy()).hessian(centered=False)
-    np.testing.assert_array_equal(moments(rows).hessian(centered=False), turned)
+    turned = moments(rows[:, ::-1].copy()).hessian()
+    np.testing.assert_array_equal(moments(rows).hessian(), turned)
 
 
 @pytest.mark.parametrize("activation_order", [True, False])
@@ -64,7 +64,7 @@ def test_results_change_less_than_with_nearest_codes(columns: int, groups: int, 
         inputs(columns, groups, 10 * columns, columns)[:, part] for part in (slice(0, None, 2), slice(1, None, 2))
     )
     wanted = targets(5, (groups, 6, columns))
-    hessian = moments(rows).hessian(centered=False)
+    hessian = moments(rows).hessian()
     plain = round_codes(wanted, hessian, activation_order=activation_order, sweeps=0)
     swept = round_codes(wanted, hessian, activation_order=activation_order, sweeps=2)
     nearest, once, more = (
@@ -78,10 +78,10 @@ def test_results_change_less_than_with_nearest_codes(columns: int, groups: int, 
 def test_sweeps_never_make_the_fitted_error_larger() -> None:
     rows = inputs(3, 2, 400, 40)
     wanted = targets(4, (2, 8, 40))
-    damped = moments(rows).hessian(centered=False)
+    damped = moments(rows).hessian()
     damped += 0.01 * np.diagonal(damped, axis1=1, axis2=2).mean(axis=1)[:, None, None] * np.eye(40)
     errors = [
-        output_error(wanted - round_codes(wanted, moments(rows).hessian(centered=False), sweeps=sweeps), damped)
+        output_error(wanted - round_codes(wanted, moments(rows).hessian(), sweeps=sweeps), damped)
         for sweeps in (0, 1, 2, 5)
     ]
     for before, after in pairwise(errors):
@@ -92,7 +92,7 @@ def test_sweeps_never_make_the_fitted_error_larger() -> None:
 def test_same_codes_as_by_inverses() -> None:
     """The same codes as by the inverse of what is left of the Hessian, as the papers have it."""
     rows = inputs(8, 1, 200, 12)
-    hessian = moments(rows).hessian(centered=False)
+    hessian = moments(rows).hessian()
     wanted = targets(9, (1, 5, 12))
     damped = hessian[0] + 0.01 * np.diagonal(hessian[0]).mean() * np.eye(12)
     work, codes = wanted[0].copy(), np.zeros((5, 12))
@@ -125,7 +125,7 @@ def test_codes_stay_within_the_limits(
 ) -> None:
     rows = inputs(seed, groups, 30, columns)
     wanted = targets(seed, (groups, 4, columns), largest=200)
-    hessian = moments(rows).hessian(centered=True)
+    hessian = moments(rows).hessian(mean_weight=0)
     codes = round_codes(
         wanted, hessian, limit=limit, pairs=True, activation_order=activation_order, sweeps=sweeps, damping=0.001
     )
