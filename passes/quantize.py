@@ -32,9 +32,9 @@ class Quantize(Pass):
     after the activation that the runtime merges; linear operators one on each use of their input, their result stays
     float; light operators join where that saves conversions. With ``linear=auto`` linear operators whose input and
     result stand as floats quantize their input at run time, with ``dynamic`` all do, with ``static`` none; recurrent
-    operators always. (Their range is that of the whole batch: a sample's result then depends a little on its company.) Bodies of If, Loop and Scan are quantized like the
-    main graph, as far as samples ran them. ``keep-float`` names nodes that stay float, by original
-    name, glob or operator; ``recipe`` is a TOML file of the same and more.
+    operators always. (Their range is that of the whole batch: a sample's result then depends a little on its company.)
+    Bodies of If, Loop and Scan are quantized like the main graph, as far as samples ran them. ``keep-float`` names
+    nodes that stay float, by original name, glob or operator; ``recipe`` is a TOML file of the same and more.
 
     Before::
 
