@@ -75,7 +75,7 @@ ORT_CPU = Target(
     # convolutions and Gemms per-tensor integers.
     # A 3x3 stem of 3 channels runs at 0.6 of float's speed on AVX2, and its input needs a quantizer besides; the
     # first layer's noise passes through all others.
-    min_conv_reduction=300,
+    min_conv_channels=5,
     barriers=frozenset({"AveragePool", "Softmax", "Conv", "ConvTranspose", "Gemm"}),
 )
 

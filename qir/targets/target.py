@@ -67,7 +67,7 @@ class Target:
     at run time are no slower than static ones. ``lookup``: how a Gather from a constant table of at least
     ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an operator of that form;
     with fewer than ``min_recurrent_weights`` weights, float is faster. ``cost``: what nodes cost.
-    ``min_conv_reduction``: a convolution that sums fewer products (depthwise ones aside) and reads a float value
+    ``min_conv_channels``: a convolution of fewer input channels (depthwise ones aside) at an input of the model
     stays float. ``session_options``: entries that the runtime should be configured with.
     """
 
@@ -90,7 +90,7 @@ class Target:
     max_ir_version: int = 13
     session_options: Mapping[str, str] = field(default_factory=dict)
     cost: CostTable = field(default_factory=CostTable)
-    min_conv_reduction: int = 0
+    min_conv_channels: int = 1
 
     def rule(self, domain: str, op: str) -> OpRule | None:
         """The rule for an operator of the standard domain; None where it stays float."""
