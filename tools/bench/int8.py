@@ -42,7 +42,8 @@ SQNR_MARGIN_DB = 0.2
 SPEED_MARGIN = 1.05
 TIMEOUT = 1800  # seconds, for one quantizer on one model
 
-_QIR = [sys.executable, "-c", "import sys; from qir.cli import main; sys.exit(main())"]
+# -P: the qir that this program imports, not one in the working folder.
+_QIR = [sys.executable, "-P", "-c", "import sys; from qir.cli import main; sys.exit(main())"]
 # A child starts with its parent's peak as its own (Linux folds it in at exec), so a small process stands between.
 _LAUNCHER = """
 import json, os, signal, subprocess, sys, time
@@ -150,12 +151,14 @@ def integer_ops(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def run_command(argv: Sequence[str]) -> tuple[float, float, str | None]:
-    """(wall seconds, peak RSS in MB, None or the last line of its complaint) of a command."""
+    """(wall seconds, peak RSS in MB, None or the last line of its complaint) of a command; more goes to stderr."""
     launch = [sys.executable, "-c", _LAUNCHER, str(TIMEOUT), *argv]
     done = subprocess.run(launch, capture_output=True, text=True, check=True)
     seconds, rss, code = json.loads(done.stdout)
-    complaint = [f"exit code {code}", *done.stderr.strip().splitlines()[-1:]][-1] if code else None
-    return seconds, round(rss, 1), complaint
+    lines = [f"exit code {code}", *done.stderr.strip().splitlines()]
+    if code:
+        print(*lines[-20:], sep="\n", file=sys.stderr, flush=True)
+    return seconds, round(rss, 1), lines[-1] if code else None
 
 
 def qir_command(model: str, calib: Path, out: Path, extra: Sequence[str]) -> list[str]:
