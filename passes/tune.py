@@ -22,6 +22,9 @@ __all__ = ["Tune"]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
+_EXACT_ENOUGH = 120.0
+"""dB at which nothing is left to gain; a sample without any error counts as much."""
+
 
 @dataclass(frozen=True)
 class Tune(Pass):
@@ -46,9 +49,14 @@ class Tune(Pass):
     effect: ClassVar[Effect] = Effect.EXACT
     keeps_observed: ClassVar[bool] = True
 
-    prepare: tuple[str, ...] = ("equalize", "equalize{clip=observed}", "smooth")
-    calibrate: tuple[str, ...] = ("calibrate", "calibrate{method=mse}")
-    samples: int = 24
+    prepare: tuple[str, ...] = ("smooth", "equalize")
+    calibrate: tuple[str, ...] = (
+        "calibrate",
+        "calibrate{method=mse}",
+        "calibrate{method=percentile}",
+        "calibrate{method=moving-average keep=0.98}",
+    )
+    samples: int = 20
     fit_samples: int = 40
     min_gain: float = 0.3
 
@@ -126,7 +134,7 @@ class _Trial:
         for pass_ in _passes((), method):
             pass_.run(copy, self._ctx)
         Quantize().run(copy, self._ctx)
-        return np.minimum(self._evaluator.sample_sqnrs(copy), 120.0)
+        return np.asarray(np.minimum(self._evaluator.sample_sqnrs(copy), _EXACT_ENOUGH))
 
 
 def _passes(prepared: Sequence[str], method: str) -> list[Pass]:

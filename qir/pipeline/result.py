@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class PassReport:
             "changed": self.changed,
             "rolled_back": self.rolled_back,
             "seconds": self.seconds,
-            "statistics": dict(self.statistics),
+            "statistics": {name: _finite(value) for name, value in self.statistics.items()},
             "edits": dict(self.edits),
             "remarks": [remark_to_json(remark) for remark in self.remarks],
         }
@@ -96,6 +97,11 @@ class PipelineResult:
             "passes": [report.to_json() for report in self.passes],
             "timing": self.timing.to_json(),
         }
+
+
+def _finite(value: int | float) -> int | float | None:
+    """JSON has no infinity: null stands for it."""
+    return value if math.isfinite(value) else None
 
 
 def _number(value: int | float) -> str:

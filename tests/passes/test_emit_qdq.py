@@ -12,11 +12,11 @@ from qir.errors import UnsupportedError
 from qir.ir import Model, Tensor, Value
 from qir.passes.emit_qdq import EmitQdq
 from qir.pipeline import Pipeline
-from tests.passes.int8 import Emitted, emit, model
+from tests.passes.int8 import QUANTIZE, Emitted, emit, model
 from tests.textual import CheckPass
 
 IMAGE = "%x: f32[1,8,8,8]"
-FULL = "int8"
+FULL = f"canonicalize,fold-constants,fuse,canonicalize,{QUANTIZE},place,correct-bias,emit-qdq"
 
 
 def graph(body: str, inputs: str = IMAGE, outputs: str = "%y") -> Model:
