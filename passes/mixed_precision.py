@@ -25,7 +25,7 @@ __all__ = ["MixedPrecision"]
 class MixedPrecision(Pass):
     """Ablate: quantize one node at a time, measure the noise that it alone puts on the outputs, and let nodes go back
     to float by decibels won per time lost, as the target's cost table tells it. Noise powers of single nodes add up to
-    what the whole has, nearly; the choice is measured before it is taken.
+    what the whole has, nearly; the choice is measured, on ``check-samples``, before it is taken.
 
     Without ``min-sqnr``, a node goes back only where that pays: at least ``db-per-percent`` dB for each percent of the
     model's time, at most ``max-percent`` in all and ``max-share`` of the nodes. With it, more follow until the worst
@@ -50,6 +50,7 @@ class MixedPrecision(Pass):
     max_percent: float = 6.0
     max_share: float = 0.3
     samples: int = 4
+    check_samples: int = 16
     max_nodes: int = 120
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
@@ -73,12 +74,13 @@ class MixedPrecision(Pass):
         candidates = [node for node in candidates if _is_candidate(node)]
         if not candidates:
             return result
-        evaluator = Evaluator(model, feeds, ctx)
-        noise = self._ablate(model, candidates, evaluator, ctx)
+        noise = self._ablate(model, candidates, Evaluator(model, feeds, ctx), ctx)
+        more = spread(open_data(ctx.calibration, input_specs(model)), self.check_samples)
+        evaluator = Evaluator(model, more, ctx)
         chosen = self._choose(noise, costs)
         before = evaluator.score(model)
         if self.min_sqnr is None:
-            count = len(chosen) if chosen and _score_without(model, chosen, evaluator) >= before + _WORTH_IT else 0
+            count = _worth_it(model, chosen, evaluator, before)
         else:
             count = self._fewest(model, chosen, evaluator, before)
         for node in chosen[:count]:
@@ -152,6 +154,14 @@ class MixedPrecision(Pass):
 
 _WORTH_IT = 0.2
 """dB that a default choice must win on the samples, or nothing is changed."""
+
+
+def _worth_it(model: Model, order: list[Node], evaluator: Evaluator, before: float) -> int:
+    """How many of the first nodes are left in float: all, else half of them, ..., else none."""
+    count = len(order)
+    while count and _score_without(model, order[:count], evaluator) < before + _WORTH_IT:
+        count //= 2
+    return count
 
 
 def _score_without(model: Model, nodes: list[Node], evaluator: Evaluator) -> float:
