@@ -206,6 +206,9 @@ def _reason_against_stem(node: Node, target: Target) -> str | None:
     channels = weight.tensor.shape[1]
     if channels >= target.min_conv_channels or node.get("group", 1) > 1 or not _reads_model_input(node, target):
         return None
+    if any(reader.op == "MaxPool" for reader in merged_result(node, target).users):
+        # The runtime would move the quantizer before the pool, and that pool then has no fast kernel.
+        return None
     return f"as the first layer, with {channels} input channels, it is as fast in float and spares all others its noise"
 
 

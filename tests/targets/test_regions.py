@@ -154,3 +154,11 @@ def test_a_reason_to_keep_a_node_float_reaches_what_depended_on_it() -> None:
     kept = plan_regions(source.graph, ORT_CPU, lambda found: "because" if found.output.name == "a" else None)
     assert [found.output.name for found in kept.integer] == ["y"]
     assert kept.kept == {node(source, "Conv"): "because"}
+
+
+def test_a_first_layer_stays_float_but_not_before_a_max_pool() -> None:
+    stem = "graph g(%x: f32[1,3,16,16]) -> (%y) {\n@w: f32[8,3,3,3] #01\n@v: f32[8,8,3,3] #02\n%c = Conv(%x, @w)\n"
+    pooled = model(stem + "%r = Relu(%c)\n%p = MaxPool(%r) {kernel_shape=[2, 2]}\n%y = Conv(%p, @v)\n}")
+    plain = model(stem + "%r = Relu(%c)\n%y = Conv(%r, @v)\n}")
+    assert [node.op for node in plan_regions(plain.graph, ORT_CPU).integer] == ["Conv"]
+    assert [node.op for node in plan_regions(pooled.graph, ORT_CPU).integer] == ["Conv", "MaxPool", "Conv"]
