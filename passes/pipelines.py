@@ -16,7 +16,7 @@ _PREPARE = "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,
 
 INT8 = Preset(
     "int8",
-    f"{_PREPARE},tune,quantize,rescue,mixed-precision,place,round-weights{{samples=16}},emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,rescue,mixed-precision,place,round-weights{{samples=16}},emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
 )
 
@@ -26,9 +26,11 @@ INT8_FAST = Preset(
     "int8 without the search for what should stay float.",
 )
 
+_THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}"]'
+
 INT8_BEST = Preset(
     "int8-best",
-    _PREPARE + ',tune{prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}"]},quantize,rescue,'
-    "mixed-precision,place,round-weights{sweeps=2},emit-qdq",
-    "int8 with preparations and thresholds tried one by one and second-order weight rounding: minutes, not seconds.",
+    f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,rescue,mixed-precision,place,"
+    "round-weights{sweeps=2},emit-qdq",
+    "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )

@@ -32,9 +32,10 @@ class Tune(Pass):
 
     Each of ``prepare`` (exact passes, such as equalisation) and each of ``calibrate`` (threshold methods) is tried on
     a copy, from range analysis to bias correction, and kept if it gains ``min-gain`` dB on ``samples`` calibration
-    samples that the trial did not calibrate on: on average over the samples, each by itself, and by more than the
-    standard error of that average. What helps one model hurts another, so nothing is taken on faith. The chosen passes
-    then run on the model itself, with all samples.
+    samples that the trial did not calibrate on: on average over the samples, each by itself, by more than twice the
+    standard error of that average, because ranges that clip are easily fitted to the samples at hand. What helps one
+    model hurts another, so nothing is taken on faith. What was chosen then runs on the model itself, with all samples;
+    without a choice, the model stays as it was calibrated.
 
     Before::
 
@@ -89,7 +90,7 @@ class Tune(Pass):
             ctx.progress.advance()
         ctx.progress.finish()
         result.count("sqnr_db", float(best.mean()))
-        for pass_ in _passes(prepared, method):
+        for pass_ in _passes(prepared, method) if prepared or method != self.calibrate[0] else ():
             done = pass_.run(model, ctx)
             result.remarks += done.remarks
             result.changed |= done.changed
@@ -106,7 +107,7 @@ class Tune(Pass):
         error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
         gain = float(gains.mean())
         said = f"{gain:+.2f} dB on average over {len(gains)} samples, standard error {error:.2f}"
-        if not gain - error >= self.min_gain:
+        if not gain - 2 * error >= self.min_gain:
             result.remarks.append(self.note(None, f"{text} left out: {said}"))
             return best, False
         result.remarks.append(self.applied(None, f"{text} kept: {said}"))

@@ -16,7 +16,7 @@ from qir.pipeline.instruments import PassRun
 
 __all__ = ["demo"]
 
-DEFAULT = "resnet-shapes"
+DEFAULT = "cnn-digits"
 STAGES = {
     "widen-float16": "widened",
     "canonicalize": "cleaned",
@@ -26,14 +26,18 @@ STAGES = {
     "legalize": "legalized",
     "analyze-ranges": "ranges analysed",
     "calibrate": "calibrated",
+    "tune": "tuned",
     "quantize": "quantized",
     "rescue": "rescued",
+    "mixed-precision": "kept float",
+    "round-weights": "rounded",
+    "correct-bias": "corrected",
     "place": "placed",
     "emit-qdq": "emitted",
 }
 """What a pass has done to the model, in a word; a pass that is not listed appears under its own name."""
 
-_ALWAYS = frozenset(STAGES) - {"widen-float16", "convert-opset", "fold-constants", "legalize", "rescue"}
+_ALWAYS = frozenset({"canonicalize", "fuse", "analyze-ranges", "calibrate", "quantize", "place", "emit-qdq"})
 """Stages with a line even where there was nothing to do."""
 
 _WIDTH = max(map(len, STAGES.values()))
