@@ -47,10 +47,11 @@ class StaleError(QirError):
     """An annotation was read after an edit had made it untrue; the message names the edit."""
 
 
-def suggest(name: str, candidates: Iterable[str]) -> str:
+def suggest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
     """A fragment to append to "unknown NAME": `" (did you mean 'fuse' or 'fold'?)"`, empty when nothing is near.
 
-    Letter case is ignored; at most three names, nearest first, ties in alphabetical order.
+    Letter case is ignored; at most three names, nearest first, ties in alphabetical order. ``cutoff``: how alike, from
+    0 to 1, a name must be to count as near.
     """
     from difflib import SequenceMatcher
 
@@ -60,7 +61,7 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     for candidate in set(candidates):
         matcher.set_seq1(candidate.lower())
         # The two cheap upper bounds spare the real comparison for nearly all of a large model's names.
-        if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= 0.6 and matcher.ratio() >= 0.6:
+        if min(matcher.real_quick_ratio(), matcher.quick_ratio()) >= cutoff and matcher.ratio() >= cutoff:
             near.append((-matcher.ratio(), candidate))
     nearest = [repr(candidate) for _, candidate in sorted(near)[:3]]
     return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""

@@ -97,7 +97,7 @@ class Recipe:
         for choice in self.choices:
             if choice not in used:
                 raise OptionError(
-                    f"{choice.origin}: {choice.match!r} matches no node{suggest(choice.match, names)}: "
+                    f"{choice.origin}: {choice.match!r} matches no node{suggest(choice.match, names, cutoff=0.3)}: "
                     "use a node's name, a glob like 'layer1/*', or an operator type"
                 )
         return assigned

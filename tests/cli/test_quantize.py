@@ -337,7 +337,7 @@ def test_recipe(work: Path, capsys: Capture) -> None:
     assert quantized_nodes(json.loads(capsys.readouterr().out)) == {"first"}
     (work / "out.onnx").unlink()
     for text, says in (
-        ("[[node]]\nmatch = 'zeroth'\nprecision = 'float'", "'zeroth' matches no node"),
+        ("[[node]]\nmatch = 'zeroth'\nprecision = 'float'", "'zeroth' matches no node (did you mean "),
         ("[[node]]\nmatch = 'first'\nprecision = 'int7'", "'precision' must be one of"),
         ("[[nodes]]\nmatch = 'first'", "unknown table 'nodes'"),
         ("[[node", "is no TOML"),
