@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,17 @@ import typer
 from qir.cli.options import JsonFlag, print_json
 
 __all__ = ["quantize"]
+
+
+class Effort(enum.Enum):
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
+
+    @property
+    def suffix(self) -> str:
+        """What a preset of this effort has behind its name."""
+        return "" if self is Effort.BALANCED else f"-{self.value}"
 
 
 def quantize(
@@ -25,6 +37,9 @@ def quantize(
         typer.Option(metavar="FILE", help="Samples to measure on, with outputs and labels where they are known."),
     ] = None,
     preset: Annotated[str, typer.Option(metavar="NAME", help="Pipeline to run; 'qir passes' lists them.")] = "int8",
+    effort: Annotated[
+        Effort, typer.Option(help="How long to search for accuracy: the presets NAME-fast, NAME, NAME-best.")
+    ] = Effort.BALANCED,
     target: Annotated[str, typer.Option(metavar="NAME", help="Runtime to compile for.")] = "ort-cpu",
     keep_float: Annotated[
         list[str] | None,
@@ -53,7 +68,7 @@ def quantize(
             output,
             calibration=calib,
             golden=golden,
-            preset=preset,
+            preset=preset + effort.suffix,
             target=target,
             keep_float=keep_float or (),
             recipe=recipe,

@@ -346,6 +346,14 @@ def test_recipe(work: Path, capsys: Capture) -> None:
         refuses(capsys, *arguments, says=["r.toml", says])
 
 
+def test_effort_names_a_preset(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    np.savez("calib.npz", x=samples())
+    for effort, preset in (("fast", "int8-fast"), ("balanced", "int8")):
+        assert main(["quantize", "m.onnx", "--calib", "calib.npz", "-o", "out.onnx", "--effort", effort, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["preset"] == preset
+
+
 # Models that are unusual, not wrong
 
 
