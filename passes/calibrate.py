@@ -61,6 +61,10 @@ class Calibrate(Pass):
         if not 0 <= self.keep < 1:
             raise ValueError("keep must be at least 0 and below 1")
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError where there are no samples or they do not fit the model."""
         if ctx.calibration is None:

@@ -42,6 +42,10 @@ class CorrectBias(Pass):
 
     samples: int = 16
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()

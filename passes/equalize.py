@@ -58,6 +58,10 @@ class Equalize(Pass):
         if self.margin < 0 or self.rounds < 1 or self.samples < 1:
             raise ValueError("margin must not be negative, rounds and samples must be at least 1")
 
+    @property
+    def needs_calibration(self) -> bool:
+        return self.clip == "observed"
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError where ``clip=observed`` finds no calibration samples."""
         result = PassResult()

@@ -53,6 +53,10 @@ class MixedPrecision(Pass):
     check_samples: int = 16
     max_nodes: int = 120
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()

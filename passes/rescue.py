@@ -50,6 +50,10 @@ class Rescue(Pass):
     min_sqnr: float = 10.0
     samples: int = 8
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()

@@ -63,6 +63,10 @@ class RoundWeights(Pass):
     max_columns: int = 4096
     correct_bias: bool = True
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()

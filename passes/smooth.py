@@ -57,6 +57,10 @@ class Smooth(Pass):
         if self.samples < 1 or self.margin < 0:
             raise ValueError("samples must be at least 1, margin must not be negative")
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError where there is something to smooth and no calibration data."""
         result = PassResult()

@@ -61,6 +61,10 @@ class Tune(Pass):
     fit_samples: int = 40
     min_gain: float = 0.3
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples, OptionError for text that is no pipeline."""
         result = PassResult()

@@ -90,7 +90,7 @@ def quantize(
 ) -> QuantizationReport:
     """Quantize a float model, write it to ``output`` and measure it; ``qir.api.quantizing.quantize`` has all options.
 
-    ``calibration=`` is required: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds ...
+    ``calibration=``, which most presets need: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds ...
     """
     from qir.api.quantizing import quantize as run
 

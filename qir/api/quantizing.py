@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from qir.codegen import runnable, save
 from qir.errors import DataError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
-from qir.passes.calibrate import Calibrate
 from qir.passes.mixed_precision import MixedPrecision
 from qir.passes.quantize import Quantize
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
@@ -27,6 +26,7 @@ from qir.runtime.session import PLAIN, OrtRunner
 from qir.runtime.specs import Model as Serialized
 from qir.targets.audit import audit
 from qir.validation.golden import GoldenSet, check_all_against, open_golden
+from qir.validation.metrics import Comparison
 
 __all__ = ["quantize"]
 
@@ -40,12 +40,13 @@ def quantize(
     model: str | os.PathLike[str] | Model,
     output: str | os.PathLike[str] | None = None,
     *,
-    calibration: Any,
+    calibration: Any = None,
     golden: Any = None,
     preset: str = "int8",
     target: str = "ort-cpu",
     keep_float: Sequence[str] = (),
     recipe: str | os.PathLike[str] | None = None,
+    settings: Sequence[str] = (),
     min_sqnr: float | None = None,
     latency_seconds: float = 2.0,
     progress: Progress | None = None,
@@ -55,8 +56,10 @@ def quantize(
 
     ``calibration`` and ``golden``: an ``.npz`` path, a folder, a dict of arrays, an iterable of feeds, a function that
     returns one, or a ``CalibrationDataReader``. Without ``golden``, of 16 calibration samples or more every 8th is kept
-    out of calibration and measured on. ``preset``: a pipeline by name. ``keep_float``: names, globs or operators that
-    stay float; ``recipe``: a TOML file of such choices. ``min_sqnr`` in dB: below it the report says so and nothing is
+    out of calibration and measured on. Presets that look at no data run without ``calibration``; with no data at all
+    nothing is measured, and the report says so. ``preset``: a pipeline by name; ``settings``: options of its passes,
+    ``PASS.OPTION=VALUE``. ``keep_float``: names, globs or operators that stay float; ``recipe``: a TOML file of such
+    choices. ``min_sqnr`` in dB: below it the report says so and nothing is
     written. ``latency_seconds`` 0 leaves the timing out.
 
     Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
@@ -66,6 +69,9 @@ def quantize(
     if output is not None:
         _check_writable(output)
         _check_inputs_survive(output, model, calibration, golden)
+    pipeline = Pipeline.parse(preset).with_settings(settings)
+    if calibration is None and golden is None and min_sqnr is not None:
+        raise DataError("min_sqnr needs samples to measure on: give --golden or --calib")
     source = model if isinstance(model, Model) else load(model)
     quantized = first_quantized_node(source)
     if quantized is not None:
@@ -74,13 +80,8 @@ def quantize(
         )
     parts = split(source, _MIN_OPSET) if first_opaque_node(source) is not None else None
     whole, source = source, source if parts is None else parts.part
-    pipeline = _with_options(Pipeline.parse(preset), keep_float, recipe, min_sqnr)
-    specs = input_specs(source)
-    calibration_data, held_out = open_data(calibration, specs), None
-    if golden is None:
-        calibration_data, held_out = hold_out(calibration_data)
-    if any(isinstance(pass_, Calibrate) for pass_ in pipeline.passes) and calibration_data.count == 0:
-        raise DataError(f"{calibration_data.name}: holds no sample, give at least one")
+    pipeline = _with_options(pipeline, keep_float, recipe, min_sqnr)
+    calibration_data, held_out = _samples(pipeline, preset, calibration, source, hold_some_out=golden is None)
     watch = progress or NoProgress()
     result = pipeline.run(
         source,
@@ -90,33 +91,26 @@ def quantize(
         progress=watch,
         instruments=instruments,
     )
-    with runnable(source) as float_model, runnable(result.model) as int_model:
-        golden_set, measured_on = _check_set(golden, held_out, calibration_data, float_model)
-        watch.start("validating", None)
-        runners = [OrtRunner(int_model), OrtRunner(int_model, PLAIN)]
-        accuracy, plain = check_all_against(golden_set, runners, OrtRunner(float_model))
-        watch.finish()
-        latency = _latency(float_model, int_model, golden_set, latency_seconds)
-        executed = audit(result.model, int_model)
+    measured = _measure(source, result.model, golden, held_out, calibration_data, latency_seconds, watch)
     if parts is not None:
         result.model = parts.join(result.model)
         result.first_remarks += [_opaque_remark(node) for node in parts.opaque]
-        measured_on += ", up to the operators that the runtime does not know"
+        measured.on += ", up to the operators that the runtime does not know"
     report = QuantizationReport(
         source=model.graph.name or "model" if isinstance(model, Model) else os.fspath(model),
         output=None if output is None else os.fspath(output),
         preset=preset,
         target=target,
         compilation=result,
-        accuracy=accuracy,
-        accuracy_plain=plain,
-        measured_on=f"{accuracy.samples} {measured_on}",
-        calibration_samples=calibration_data.count or 0,
+        accuracy=measured.accuracy,
+        accuracy_plain=measured.plain,
+        measured_on=measured.on,
+        calibration_samples=0 if calibration_data is None else calibration_data.count or 0,
         size_before=_size(whole),
         size_after=_size(result.model),
-        executed_integer=dict(sorted(executed.integer.items())),
-        executed_float=dict(sorted(executed.float_heavy.items())),
-        latency=latency,
+        executed_integer=measured.integer,
+        executed_float=measured.float_heavy,
+        latency=measured.latency,
         min_sqnr=min_sqnr,
         versions=_versions(),
     )
@@ -157,8 +151,69 @@ def _with_options(
     return Pipeline([adapt(pass_) for pass_ in pipeline.passes])
 
 
+def _samples(
+    pipeline: Pipeline, preset: str, calibration: Any, model: Model, hold_some_out: bool
+) -> tuple[DataSource | None, DataSource | None]:
+    """What to calibrate on, and what is kept out of that to measure on."""
+    needing = pipeline.needs_calibration
+    if calibration is None:
+        if needing is not None:
+            raise DataError(
+                f"preset {preset!r} looks at samples (pass {needing.name!r}): give some with --calib FILE, "
+                "or calibration=... from Python"
+            )
+        return None, None
+    data = open_data(calibration, input_specs(model))
+    fitted, held_out = hold_out(data) if hold_some_out else (data, None)
+    if needing is not None and fitted.count == 0:
+        raise DataError(f"{fitted.name}: holds no sample, give at least one")
+    return fitted, held_out
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What running both models showed; nothing of accuracy and speed where there were no samples."""
+
+    on: str
+    accuracy: Comparison | None = None
+    plain: Comparison | None = None
+    latency: LatencyComparison | None = None
+    integer: dict[str, int] = field(default_factory=dict)
+    float_heavy: dict[str, int] = field(default_factory=dict)
+
+
+def _measure(
+    source: Model,
+    quantized: Model,
+    golden: Any,
+    held_out: DataSource | None,
+    calibration: DataSource | None,
+    latency_seconds: float,
+    watch: Progress,
+) -> _Measured:
+    """Run the emitted model beside the float model. Without samples it is only loaded, to see what it executes."""
+    with runnable(quantized) as int_model:
+        executed = audit(quantized, int_model)
+        measured = _Measured(
+            "no data",
+            integer=dict(sorted(executed.integer.items())),
+            float_heavy=dict(sorted(executed.float_heavy.items())),
+        )
+        if golden is None and calibration is None:
+            return measured
+        with runnable(source) as float_model:
+            golden_set, kind = _check_set(golden, held_out, calibration, float_model)
+            watch.start("validating", None)
+            runners = [OrtRunner(int_model), OrtRunner(int_model, PLAIN)]
+            measured.accuracy, measured.plain = check_all_against(golden_set, runners, OrtRunner(float_model))
+            watch.finish()
+            measured.on = f"{measured.accuracy.samples} {kind}"
+            measured.latency = _latency(float_model, int_model, golden_set, latency_seconds)
+    return measured
+
+
 def _check_set(
-    golden: Any, held_out: DataSource | None, calibration: DataSource, float_model: Serialized
+    golden: Any, held_out: DataSource | None, calibration: DataSource | None, float_model: Serialized
 ) -> tuple[GoldenSet, str]:
     """What is measured on, and how the report calls it."""
     if golden is not None:
@@ -167,6 +222,7 @@ def _check_set(
         return opened, f"golden samples of {opened.name}"
     if held_out is not None:
         return GoldenSet(held_out, ()), "samples kept out of calibration"
+    assert calibration is not None
     return GoldenSet(calibration, ()), "calibration samples: too few to keep any out, so this is optimistic"
 
 

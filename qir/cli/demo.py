@@ -85,6 +85,7 @@ def demo(
     if json:
         print_json(report.to_json())
         return
+    assert report.accuracy is not None, "golden models have samples"
     samples = report.accuracy.samples
     typer.echo(f"{'validated':{_WIDTH}}  on {samples} samples that were not calibrated on, optimisations on and off\n")
     typer.echo(str(report))

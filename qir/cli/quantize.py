@@ -27,11 +27,15 @@ class Effort(enum.Enum):
 
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)],
-    calib: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Inputs to calibrate on: .npz (key = input, row = sample), or a folder."),
-    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where to write the quantized model.")],
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Inputs to calibrate on: .npz (key = input, row = sample), or a folder. "
+            "Presets that look at no data do without.",
+        ),
+    ] = None,
     golden: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Samples to measure on, with outputs and labels where they are known."),
@@ -47,6 +51,14 @@ def quantize(
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Choices per node: [[node]] match=... precision=...")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PASS.OPTION=VALUE",
+            help="An option of a pass of the preset; 'qir passes PASS' shows them (may be repeated).",
+        ),
     ] = None,
     min_sqnr: Annotated[
         float | None, typer.Option(metavar="DB", help="Write nothing and exit 1 where an output is worse than this.")
@@ -72,6 +84,7 @@ def quantize(
             target=target,
             keep_float=keep_float or (),
             recipe=recipe,
+            settings=set_ or (),
             min_sqnr=min_sqnr,
             progress=progress,
             instruments=bars,

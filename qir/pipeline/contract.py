@@ -119,6 +119,14 @@ class Pass(ABC):
     keeps_observed: ClassVar[bool] = False
     """Every value that remains holds the same numbers as before, so calibration data stays true."""
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether ``run``, with these options, is of no use without samples; a pipeline asks before it starts.
+
+        A pass that does without them, or only looks at what is there, leaves it at false.
+        """
+        return False
+
     @abstractmethod
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Edit the model and say what was done. Raises QirError where the options or the model make that impossible."""

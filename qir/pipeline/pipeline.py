@@ -118,6 +118,32 @@ class Pipeline:
     def __add__(self, other: Pipeline) -> Pipeline:
         return Pipeline([self, other])
 
+    @property
+    def needs_calibration(self) -> Pass | None:
+        """The first pass that cannot do without samples; None where the pipeline runs without any."""
+        return next((pass_ for pass_ in self.passes if pass_.needs_calibration), None)
+
+    def with_settings(self, settings: Iterable[str]) -> Pipeline:
+        """The same passes with other options. A setting is ``PASS.OPTION=VALUE``, the value as in pipeline text; it
+        holds for every pass of that name.
+
+        Raises OptionError for text that is none, a pass that is not in the pipeline, an unknown option or value.
+        """
+        passes = list(self.passes)
+        for setting in settings:
+            target, equals, value = setting.partition("=")
+            name, dot, option = target.partition(".")
+            if not (name and dot and option and equals):
+                raise OptionError(f"{setting!r} is no setting: write PASS.OPTION=VALUE")
+            places = [index for index, pass_ in enumerate(passes) if pass_.name == name]
+            if not places:
+                names = dict.fromkeys(pass_.name for pass_ in passes)
+                raise OptionError(f"no pass {name!r} to set{suggest(name, names)}: the pipeline has {', '.join(names)}")
+            given = parse_steps(f"{name}{{{option.replace('_', '-')}={value}}}")[0].options
+            for index in places:
+                passes[index] = read_options(type(passes[index]), {**write_options(passes[index]), **given})
+        return Pipeline(passes)
+
     def run(
         self,
         model: Model,

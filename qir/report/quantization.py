@@ -24,7 +24,7 @@ class QuantizationReport:
     ``accuracy`` holds the emitted model against the float model with the runtime's optimisations on,
     ``accuracy_plain`` with them off; ``measured_on`` says on which samples. ``latency`` is float against emitted, one
     thread, interleaved; None where it was not asked for. ``executed`` counts the nodes that the runtime runs on
-    integers and the heavy ones that it runs in float, by op.
+    integers and the heavy ones that it runs in float, by op. Without data there is no accuracy and no latency.
     """
 
     source: str
@@ -32,8 +32,8 @@ class QuantizationReport:
     preset: str
     target: str
     compilation: PipelineResult
-    accuracy: Comparison
-    accuracy_plain: Comparison
+    accuracy: Comparison | None
+    accuracy_plain: Comparison | None
     measured_on: str
     calibration_samples: int
     size_before: int
@@ -45,16 +45,22 @@ class QuantizationReport:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def sqnr_db(self) -> float:
-        """Of the first float output, in dB; inf where it equals the float model's."""
-        return self.accuracy.sqnr_db
+    def sqnr_db(self) -> float | None:
+        """Of the first float output, in dB; inf where it equals the float model's, None where nothing was measured."""
+        return None if self.accuracy is None else self.accuracy.sqnr_db
+
+    @property
+    def sqnr_min_db(self) -> float | None:
+        """Of the worst output, with optimisations on or off; None where nothing was measured."""
+        measured = [one.sqnr_min_db for one in (self.accuracy, self.accuracy_plain) if one is not None]
+        return min(measured, default=None)
 
     @property
     def passed(self) -> bool:
         """The worst output reaches ``min_sqnr``, with optimisations on and off; true where no threshold was given."""
         if self.min_sqnr is None:
             return True
-        return min(self.accuracy.sqnr_min_db, self.accuracy_plain.sqnr_min_db) >= self.min_sqnr
+        return self.sqnr_min_db is not None and self.sqnr_min_db >= self.min_sqnr
 
     @property
     def remarks(self) -> list[Remark]:
@@ -74,9 +80,9 @@ class QuantizationReport:
             "target": self.target,
             "passed": self.passed,
             "min_sqnr": self.min_sqnr,
-            "sqnr_db": finite_db(self.accuracy.sqnr_db),
-            "sqnr_min_db": finite_db(self.accuracy.sqnr_min_db),
-            "agreement": self.accuracy.agreement,
+            "sqnr_db": None if self.accuracy is None else finite_db(self.accuracy.sqnr_db),
+            "sqnr_min_db": None if self.accuracy is None else finite_db(self.accuracy.sqnr_min_db),
+            "agreement": None if self.accuracy is None else self.accuracy.agreement,
             "measured_on": self.measured_on,
             "calibration_samples": self.calibration_samples,
             "size": {
@@ -93,8 +99,8 @@ class QuantizationReport:
                 "low": self.latency.low,
                 "high": self.latency.high,
             },
-            "accuracy": self.accuracy.as_dict(),
-            "accuracy_optimizations_off": self.accuracy_plain.as_dict(),
+            "accuracy": None if self.accuracy is None else self.accuracy.as_dict(),
+            "accuracy_optimizations_off": None if self.accuracy_plain is None else self.accuracy_plain.as_dict(),
             "executed_integer": dict(self.executed_integer),
             "executed_float": dict(self.executed_float),
             "pipeline": self.compilation.pipeline,
@@ -119,13 +125,18 @@ class QuantizationReport:
                 f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to "
                 f"{self.latency.high:.2f})"
             )
-        lines.append(f"  accuracy  measured on {self.measured_on}")
+        if self.accuracy is None:
+            lines.append("  accuracy  not measured, nor latency: no data (give --golden or --calib)")
+        else:
+            lines.append(f"  accuracy  measured on {self.measured_on}")
         return lines
 
     def _outputs(self) -> list[str]:
+        if self.accuracy is None or self.accuracy_plain is None:
+            return []
         lines = [*output_lines(self.accuracy, self.accuracy_plain), *task_lines(self.accuracy)]
-        if self.min_sqnr is not None:
-            worst = min(self.accuracy.sqnr_min_db, self.accuracy_plain.sqnr_min_db)
+        worst = self.sqnr_min_db
+        if self.min_sqnr is not None and worst is not None:
             verdict = "reached" if self.passed else "NOT REACHED"
             lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: the worst output has {worst:.2f} dB")
         return lines

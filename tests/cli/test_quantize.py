@@ -441,3 +441,66 @@ def test_half_precision_keeps_its_interface(work: Path, capsys: Capture) -> None
     assert report["sqnr_db"] > 30 and report["executed_integer"]["QLinearConv"] >= 2
     runner = OrtRunner("out.onnx")
     assert [spec.dtype for spec in (*runner.inputs, *runner.outputs)] == [np.float16] * 2
+
+
+# Without calibration data
+
+
+def test_a_preset_that_looks_at_samples_says_so(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    refuses(capsys, "m.onnx", "-o", "out.onnx", says=["preset 'int8' looks at samples (pass 'calibrate')", "--calib"])
+
+
+def test_without_any_data_the_report_measures_nothing_and_says_so(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    assert main(["quantize", "m.onnx", "-o", "out.onnx", "--preset", "optimize"]) == 0
+    captured = capsys.readouterr()
+    assert "not measured, nor latency: no data" in captured.out and "dB" not in captured.out
+    assert (work / "out.onnx").exists()
+    assert main(["quantize", "m.onnx", "-o", "out.onnx", "--preset", "optimize", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sqnr_db"] is None and report["accuracy"] is None and report["latency"] is None
+    assert report["measured_on"] == "no data" and report["calibration_samples"] == 0
+
+
+def test_a_preset_without_calibration_is_measured_on_golden_samples(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    np.savez("golden.npz", x=samples())
+    arguments = ["m.onnx", "--golden", "golden.npz", "-o", "out.onnx", "--preset", "optimize", "--json"]
+    assert main(["quantize", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["measured_on"] == "4 golden samples of golden.npz"
+
+
+def test_a_threshold_without_data_is_refused(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    refuses(
+        capsys,
+        *("m.onnx", "-o", "out.onnx", "--preset", "optimize", "--min-sqnr", "20"),
+        says="min_sqnr needs samples to measure on: give --golden or --calib",
+    )
+
+
+# Settings
+
+
+def test_set_changes_an_option_of_a_pass(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    arguments = ["quantize", "m.onnx", "-o", "out.onnx", "--preset", "optimize", "--json"]
+    assert main([*arguments, "--set", "fuse.only=[conv-bn,pad-conv]", "--set", "fold-constants.max_bytes=64"]) == 0
+    assert (
+        "fold-constants{max-bytes=64},fuse{only=[conv-bn,pad-conv]}" in json.loads(capsys.readouterr().out)["pipeline"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("fuse", "'fuse' is no setting: write PASS.OPTION=VALUE"),
+        ("fuze.only=x", ["no pass 'fuze' to set", "did you mean 'fuse'"]),
+        ("fuse.onli=3", ["no option 'onli'", "did you mean 'only'"]),
+        ("fold-constants.max-bytes=many", ["option 'max-bytes' takes int", "'many'"]),
+    ],
+)
+def test_settings_that_cannot_be(setting: str, says: str | list[str], work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    refuses(capsys, "m.onnx", "-o", "out.onnx", "--preset", "optimize", "--set", setting, says=says)
