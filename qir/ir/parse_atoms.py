@@ -222,8 +222,18 @@ def _parse_quant(at: Cursor) -> QuantType:
         bits = at.integer("a number of bits")
         at.need(",")
         table = tuple(bracketed(at, lambda: tuple(bracketed(at, at.number))))
+        scale: tuple[float, ...] = (1.0,)
+        dim = 1
+        while at.take(","):
+            if at.take("scale"):
+                at.need("=")
+                scale = tuple(bracketed(at, at.number))
+            else:
+                at.need("dim")
+                at.need("=")
+                dim = at.integer("how many numbers a code stands for")
         at.need(")")
-        return CodebookQuant(bits, table, axis)
+        return CodebookQuant(bits, table, axis, scale, dim)
     if at.kind != Kind.WORD:
         at.expected("a quantization type such as u8(0.1, 128)")
     dtype = parse_dtype(at)

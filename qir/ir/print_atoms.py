@@ -96,7 +96,7 @@ def interval_text(interval: Interval, brief: bool = False) -> str:
 
 def quant_text(quant: UseQuant, brief: bool = False) -> str:
     """``u8(0.02, 3)``, ``s8[axis=0]([0.1, 0.2], 0)``, ``s4[axis=0, block=32](...)``, ``dynamic(u8)``,
-    ``derived(s32, 0, 1)``, ``codebook[axis=0](4, [[...], ...])``; for a use also ``float`` and ``inherit``."""
+    ``derived(s32, 0, 1)``, ``codebook[axis=0](4, [[...], ...], scale=[...])``; for a use also ``float`` and ``inherit``."""
     match quant:
         case UseQuantMarker():
             return quant.value
@@ -108,7 +108,9 @@ def quant_text(quant: UseQuant, brief: bool = False) -> str:
             axis = "" if quant.axis is None else f"[axis={quant.axis}]"
             rows = ", ".join(_numbers(row, float_text, brief) for row in quant.table[: _MOST_SHORT if brief else None])
             more = ", ..." if brief and len(quant.table) > _MOST_SHORT else ""
-            return f"codebook{axis}({quant.bits}, [{rows}{more}])"
+            scale = "" if quant.scale == (1.0,) else f", scale={_numbers(quant.scale, float_text, brief)}"
+            dim = "" if quant.dim == 1 else f", dim={quant.dim}"
+            return f"codebook{axis}({quant.bits}, [{rows}{more}]{scale}{dim})"
         case StaticQuant():
             if quant.axis is None:
                 return f"{quant.dtype}({float_text(quant.scale[0])}, {quant.zero_point[0]})"

@@ -107,11 +107,25 @@ class DerivedQuant:
 
 @dataclass(frozen=True, slots=True)
 class CodebookQuant:
-    """Codes of ``bits`` bits that index ``table`` (levels, float32), one table a tensor or an index of ``axis``."""
+    """Codes of ``bits`` bits that index a table of levels (float32).
+
+    ``table`` has one row of levels a tensor, or with ``axis`` T of them, one for each T-th part of consecutive indices
+    of it. ``scale``: what the levels are multiplied by, one number or one an index of ``axis``. With ``dim`` D a code
+    stands for D numbers that follow each other in the data with ``axis`` moved to the front: a row holds 2^bits times
+    D levels, those of one code side by side.
+    """
 
     bits: int
     table: tuple[tuple[float, ...], ...]
     axis: int | None = None
+    scale: tuple[float, ...] = (1.0,)
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        if self.axis is None and (len(self.table) != 1 or len(self.scale) != 1):
+            raise OptionError("a codebook without an axis has exactly one table and one scale")
+        if not self.table or any(len(row) > self.dim << self.bits or len(row) % self.dim for row in self.table):
+            raise OptionError(f"a codebook of {self.bits} bits has at most {1 << self.bits} levels a table")
 
 
 QuantType = StaticQuant | DynamicQuant | DerivedQuant | CodebookQuant

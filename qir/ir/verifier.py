@@ -212,9 +212,16 @@ class _Checker:
     def quant_axis(self, quant: StaticQuant | CodebookQuant, value: Value, what: str, where: Node | Graph) -> None:
         if quant.axis is None:
             return
-        blocked = isinstance(quant, StaticQuant) and quant.block_size is not None
-        count = len(quant.table) if isinstance(quant, CodebookQuant) else len(quant.scale)
-        self.axis(quant.axis, None if blocked else count, value, f"the quantization of {what}", where)
+        if isinstance(quant, StaticQuant):
+            count = None if quant.block_size is not None else len(quant.scale)
+            self.axis(quant.axis, count, value, f"the quantization of {what}", where)
+            return
+        count = None if len(quant.scale) == 1 else len(quant.scale)
+        self.axis(quant.axis, count, value, f"the quantization of {what}", where)
+        shape = value.shape or ()
+        size = shape[quant.axis] if -len(shape) <= quant.axis < len(shape) else None
+        if isinstance(size, int) and size % len(quant.table):
+            self.report(f"{what} has {len(quant.table)} tables for axis {quant.axis}, which has {size}", where)
 
     def axis(self, axis: int, count: int | None, value: Value, what: str, where: Node | Graph) -> None:
         shape = value.shape

@@ -211,6 +211,7 @@ QUANTS: list[UseQuant] = [
     DerivedQuant(2, 3, DType.INT64),
     CodebookQuant(2, ((0.0, 0.5, -1.5, math.inf),)),
     CodebookQuant(1, ((0.0, 1.0), (2.0, 3.0)), axis=0),
+    CodebookQuant(1, ((0.0, 1.0, -1.0, 0.5),), axis=1, scale=(0.25, 4.0), dim=2),
 ]
 
 
