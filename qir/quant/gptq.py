@@ -14,11 +14,13 @@ columns then repairs what an early column could not know.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from qir.quant.pairs import PAIR_LIMIT
 
-__all__ = ["Moments", "output_error", "round_codes"]
+__all__ = ["Moments", "output_error", "round_codes", "round_levels"]
 
 _BLOCK = 128
 _EXACT_IN_FLOAT32 = 1 << 24
@@ -77,19 +79,27 @@ def round_codes(
     a part of its mean; it must not be 0 where the inputs do not span all columns. ``activation_order``: columns of
     strong inputs first, when there is most room to make up for them. ``sweeps`` of coordinate descent follow.
     """
-    columns = targets.shape[-1]
-    damped = _damped(hessian, damping)
-    strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
-    order = np.argsort(-strength, kind="stable") if activation_order else np.arange(columns)
-    damped = damped[:, order[:, None], order]
-    # Columns are visited as rows, which lie together in memory.
-    wanted = np.ascontiguousarray(np.swapaxes(targets[..., order], 1, 2), dtype=np.float64)
+    order, damped, wanted = _ordered(targets, hessian, damping, activation_order)
     bounds = _Bounds(order, limit, pairs)
-    codes = _nearest_plane(wanted, damped, bounds)
-    for _ in range(sweeps):
-        _descend(wanted, damped, bounds, codes)
     found = np.empty(targets.shape, np.int8)
-    found[..., order] = np.swapaxes(codes, 1, 2)
+    found[..., order] = np.swapaxes(_rounded(wanted, damped, bounds, sweeps), 1, 2)
+    return found
+
+
+def round_levels(
+    targets: np.ndarray,
+    hessian: np.ndarray,
+    levels: np.ndarray,
+    *,
+    damping: float = 0.01,
+    activation_order: bool = True,
+    sweeps: int = 1,
+) -> np.ndarray:
+    """Levels (groups, rows, columns), float64, for the weights ``targets`` of the same shape: as ``round_codes``, onto
+    the ascending ``levels`` (groups, rows, L) of each row."""
+    order, damped, wanted = _ordered(targets, hessian, damping, activation_order)
+    found = np.empty(targets.shape)
+    found[..., order] = np.swapaxes(_rounded(wanted, damped, _Levels(levels), sweeps), 1, 2)
     return found
 
 
@@ -97,6 +107,43 @@ def output_error(errors: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """Mean square error of each result, (groups, rows), that weight errors (groups, rows, columns) make."""
     errors = errors.astype(np.float64, copy=False)
     return np.asarray(np.maximum(((errors @ hessian) * errors).sum(axis=-1), 0))
+
+
+def _ordered(
+    targets: np.ndarray, hessian: np.ndarray, damping: float, activation_order: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order of columns, and in that order the damped moments and the targets (groups, columns, rows)."""
+    damped = _damped(hessian, damping)
+    strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
+    order = np.argsort(-strength, kind="stable") if activation_order else np.arange(targets.shape[-1])
+    # Columns are visited as rows, which lie together in memory.
+    wanted = np.ascontiguousarray(np.swapaxes(targets[..., order], 1, 2), dtype=np.float64)
+    return order, damped[:, order[:, None], order], wanted
+
+
+def _rounded(wanted: np.ndarray, damped: np.ndarray, rounder: _Rounder, sweeps: int) -> np.ndarray:
+    codes = _nearest_plane(wanted, damped, rounder)
+    for _ in range(sweeps):
+        _descend(wanted, damped, rounder, codes)
+    return codes
+
+
+class _Rounder(Protocol):
+    """Rounds column ``index`` (groups, rows), given the first ``known`` columns of ``codes`` (groups, columns, rows)."""
+
+    def round(self, ideal: np.ndarray, codes: np.ndarray, index: int, known: int) -> np.ndarray: ...
+
+
+class _Levels:
+    """Rounds to the nearest of a row's levels."""
+
+    def __init__(self, levels: np.ndarray) -> None:
+        self._levels = levels.astype(np.float64)
+        self._middles = (self._levels[..., 1:] + self._levels[..., :-1]) / 2
+
+    def round(self, ideal: np.ndarray, codes: np.ndarray, index: int, known: int) -> np.ndarray:
+        place = (ideal[..., None] > self._middles).sum(axis=-1, dtype=np.int64)
+        return np.take_along_axis(self._levels, place[..., None], axis=-1)[..., 0]
 
 
 class _Bounds:
@@ -130,7 +177,7 @@ def _damped(hessian: np.ndarray, damping: float) -> np.ndarray:
     return hessian + extra[:, None, None] * np.eye(columns)
 
 
-def _nearest_plane(wanted: np.ndarray, hessian: np.ndarray, bounds: _Bounds) -> np.ndarray:
+def _nearest_plane(wanted: np.ndarray, hessian: np.ndarray, bounds: _Rounder) -> np.ndarray:
     """Codes (groups, columns, rows), column after column."""
     # The Cholesky factor of the reversed matrix, reversed, is the upper factor R with H = R R^T.
     factor = np.linalg.cholesky(hessian[:, ::-1, ::-1])[:, ::-1, ::-1]
@@ -149,7 +196,7 @@ def _nearest_plane(wanted: np.ndarray, hessian: np.ndarray, bounds: _Bounds) -> 
     return codes
 
 
-def _descend(wanted: np.ndarray, hessian: np.ndarray, bounds: _Bounds, codes: np.ndarray) -> None:
+def _descend(wanted: np.ndarray, hessian: np.ndarray, bounds: _Rounder, codes: np.ndarray) -> None:
     """Move each column once to its best place given all others; the error never grows. Changes ``codes``."""
     columns = wanted.shape[1]
     errors = wanted - codes
