@@ -6,8 +6,9 @@ A ``GraphDiff`` is a flat list of ``Change`` objects, each one thing that a revi
 How things are counted (``Summary``):
 
 - The counts are numbers of list entries, never of nodes inside an entry. A region that was replaced ("Mul+Add+Erf+Mul
-  -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator whose quantization changed, whatever
-  number of QuantizeLinear and DequantizeLinear nodes that took: those are no entries of their own.
+  -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator that computes in other numbers
+  (float to int8), whatever number of QuantizeLinear and DequantizeLinear nodes that took: those are no entries.
+- An entry that says only that scales or zero points have other values counts in ``weights_changed``: they are constants.
 - A constant whose content differs (values, shape or dtype) counts in ``weights_changed`` and nowhere else; one that
   several nodes read counts once. A weight that differs because its operator was quantized is part of that entry.
 - A node whose operand comes from an added node, or from what stood before a removed one, is not changed.
@@ -70,11 +71,13 @@ class ChangeKind(enum.StrEnum):
     """Its attributes, defaults or imports; nodes in its body are node changes whose ``where`` names the function."""
     OPSET_CHANGED = "opset-changed"
     IR_VERSION_CHANGED = "ir-version-changed"
+    """A note."""
     PRODUCER_CHANGED = "producer-changed"
-    """Who made the file, its domain or version of the model."""
+    """Who made the file; domain and version of the model. A note."""
     METADATA_CHANGED = "metadata-changed"
     """Metadata entries of the model, a graph, a node or a value; ``qir.source`` is provenance and never counts."""
     DOC_CHANGED = "doc-changed"
+    """Doc strings of the model, of graphs and nodes. A note."""
     OTHER_CHANGED = "other-changed"
     """Parts of the file that ONNX has and qir only carries along (training info, device configurations ...)."""
 
@@ -242,11 +245,11 @@ class QuantizationChange:
 class Change:
     """One entry of the list.
 
-    ``title`` is the sentence to print. ``before`` and ``after`` are short texts of either state (None: not there), with
-    ``details`` aspect by aspect. ``old`` and ``new`` are the nodes concerned on either side: for a change of a node, the
+    ``title`` is the sentence to print. ``before`` and ``after`` are short texts of either state (None: not there), with ``details``
+    aspect by aspect. ``old`` and ``new`` are the nodes concerned on either side: for a change of a node, the
     node and its counterpart; for a weight, its readers; empty for changes of the model itself. ``where`` is the scope
-    as in ``NodeRef.where``. ``weight`` is there for ``weight-changed`` and ``quantization`` for
-    ``quantization-changed``; a node that changed in other ways as well has its weights and quantization in its one entry.
+    as in ``NodeRef.where``. ``weight`` is there for ``weight-changed``, ``quantization`` for ``quantization-changed``
+    and for a node or region that changed in other ways as well.
     """
 
     kind: ChangeKind
@@ -281,7 +284,7 @@ class Summary:
     nodes_added: int = 0
     nodes_removed: int = 0
     nodes_changed: int = 0
-    """Entries ``node-changed``, ``region-replaced`` and ``quantization-changed``."""
+    """Entries ``node-changed``, ``region-replaced`` and ``quantization-changed`` (parameters alone aside)."""
     weights_changed: int = 0
     inputs_changed: int = 0
     outputs_changed: int = 0
@@ -292,9 +295,12 @@ class Summary:
     """Among ``nodes_changed``."""
     quantization_changed: int = 0
     """Among ``nodes_changed``."""
+    scales_changed: int = 0
+    """Among ``weights_changed``: quantization parameters."""
     opsets_changed: int = 0
     metadata_changed: int = 0
-    """Entries about metadata, doc strings, producer, IR version and parts that qir only carries along."""
+    """Entries about metadata and parts that qir only carries along."""
+    notes: int = 0
     ignored: int = 0
     """Entries left out because ``ignore`` names their kind. They are in none of the other counts."""
 
@@ -378,18 +384,21 @@ class GraphDiff:
     ``changes`` come in the order of a report: interface, functions, nodes in graph order (quantization-only entries
     last, those with the largest ``scale_change`` first), weights, then opsets and the model's own fields.
     ``pairs`` maps the ids of all nodes of the old model that have a counterpart to its id in the new one, changed or
-    not; pictures of a neighbourhood need it. Nodes that quantization folds away are in no pair unless both sides have them.
+    not; pictures of a neighbourhood need it. Nodes that quantization folds away, and Constant nodes, are in no pair.
+    ``notes`` are differences that are none of the model: doc strings, producer, IR version. They are shown, but two
+    models that differ in nothing else are identical.
     """
 
     summary: Summary
     changes: tuple[Change, ...]
     before: ModelSide
     after: ModelSide
+    notes: tuple[Change, ...] = ()
     pairs: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def identical(self) -> bool:
-        """No changes (other than ignored kinds)."""
+        """No changes, ignored kinds and notes aside."""
         return not self.changes
 
     def __bool__(self) -> bool:
@@ -409,6 +418,7 @@ class GraphDiff:
             "before": {"name": self.before.name, **self.before.facts.to_json()},
             "after": {"name": self.after.name, **self.after.facts.to_json()},
             "changes": [change.to_json() for change in self.changes],
+            "notes": [change.to_json() for change in self.notes],
         }
         if pairs:
             made["pairs"] = [[old, new] for old, new in self.pairs.items()]
