@@ -8,7 +8,20 @@ from typing import ClassVar
 import numpy as np
 
 from qir.errors import UnsupportedError
-from qir.ir import DType, DynamicQuant, Graph, Model, Node, StaticQuant, Tensor, TensorType, Use, UseQuantMarker, Value
+from qir.ir import (
+    Attribute,
+    DType,
+    DynamicQuant,
+    Graph,
+    Model,
+    Node,
+    StaticQuant,
+    Tensor,
+    TensorType,
+    Use,
+    UseQuantMarker,
+    Value,
+)
 from qir.ir.provenance import merge
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import quantize
@@ -22,8 +35,9 @@ _DYNAMIC_LSTM = "DynamicQuantizeLSTM"
 @dataclass(frozen=True)
 class EmitDynamic(Pass):
     """Write dynamic linear operators as DynamicQuantizeLinear (one for all that read the same value) and
-    MatMulIntegerToFloat, with the bias inside; LSTMs as DynamicQuantizeLSTM; look-ups in a table with a scale a row as
-    a Gather of codes times a Gather of scales. ``emit-qdq`` does this first, then spells the static annotations.
+    MatMulIntegerToFloat, with the bias inside, or with ``contrib=false`` in standard ONNX as MatMulInteger, Cast and
+    Mul; convolutions as ConvInteger; LSTMs as DynamicQuantizeLSTM; look-ups in a table with a scale a row as a Gather
+    of codes times a Gather of scales. ``emit-qdq`` does this first, then spells the static annotations.
 
     Before::
 
@@ -38,13 +52,19 @@ class EmitDynamic(Pass):
     name: ClassVar[str] = "emit-dynamic"
     effect: ClassVar[Effect] = Effect.EXACT
 
+    contrib: bool = True
+
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises UnsupportedError where the model's opset lacks DynamicQuantizeLinear (11)."""
         result = PassResult()
         emitter = _Emitter(model, result)
         for node in list(model.walk()):
-            if node.kernel == "dynamic":
+            if node.kernel == "dynamic" and node.op == "Conv":
+                emitter.convolution(node)
+            elif node.kernel == "dynamic" and self.contrib:
                 emitter.linear(node)
+            elif node.kernel == "dynamic":
+                emitter.standard_linear(node)
             elif node.kernel == _DYNAMIC_LSTM:
                 emitter.recurrent(node)
             elif node.kernel == "integer" and node.op == "Gather" and _reads_typed_table(node):
@@ -67,12 +87,10 @@ class _Emitter:
         self.scales: dict[tuple[Value, StaticQuant, tuple[int, ...]], Value] = {}
 
     def linear(self, node: Node) -> None:
-        data, weight = node.use(0), node.use(1)
-        assert data is not None and weight is not None
+        weight = node.use(1)
+        assert weight is not None
         quant = _static(weight)
-        if not isinstance(data.quant, DynamicQuant) or data.quant.dtype is not DType.UINT8:
-            raise UnsupportedError(f"{node.op} {node.label!r} is dynamic, but its activation is no dynamic u8")
-        codes, scale, zero = self._activation(node, data.value)
+        codes, scale, zero = self._dynamic_operand(node)
         table = self._codes(weight.value, quant, transposed=bool(node.get("transB", 0)))
         weight_scale = self._scale(weight.value, quant, (len(quant.scale),) if quant.axis is not None else ())
         maker, bias = self._with_bias(node)
@@ -83,14 +101,92 @@ class _Emitter:
         maker.set_op("MatMulIntegerToFloat", _CONTRIB)
         if maker is not node:
             old += [value for value in maker.inputs if value is not None]
-        operands = [codes, table, scale, weight_scale, zero]
-        maker.set_inputs(operands if bias is None else [*operands, None, bias])
+        operands = [codes, table, scale, weight_scale, zero, self._weight_zero(weight.value, quant), bias]
+        while operands[-1] is None:
+            operands.pop()
+        maker.set_inputs(operands)
         if maker is not node:
             maker.provenance = merge([node.provenance, maker.provenance])
             node.erase()
         _drop_unused(old)
         self.contrib = True
         self.result.count("dynamic")
+
+    def standard_linear(self, node: Node) -> None:
+        """As MatMulInteger. The bias is an Add behind it, which the runtime may take in."""
+        weight = node.use(1)
+        assert weight is not None
+        quant = _static(weight)
+        codes, scale, zero = self._dynamic_operand(node)
+        table = self._codes(weight.value, quant, transposed=bool(node.get("transB", 0)))
+        weight_scale = self._scale(weight.value, quant, (len(quant.scale),) if quant.axis is not None else ())
+        operands = [codes, table, zero, self._weight_zero(weight.value, quant)]
+        self._integer(node, "MatMulInteger", operands, {}, scale, weight_scale)
+        self.result.count("dynamic")
+
+    def convolution(self, node: Node) -> None:
+        """As ConvInteger, whose weights are u8: the runtime's older versions have no kernel for others."""
+        weight = node.use(1)
+        assert weight is not None
+        quant = _static(weight)
+        if quant.dtype is not DType.UINT8 or len(set(quant.zero_point)) > 1:
+            raise UnsupportedError(
+                f"Conv {node.label!r} is dynamic, but its weight is {quant.dtype}: it must be u8 with one zero point"
+            )
+        codes, scale, zero = self._dynamic_operand(node)
+        table = self._codes(weight.value, quant, transposed=False)
+        rank = len(weight.value.shape or ())
+        shape = (1, len(quant.scale), *[1] * (rank - 2)) if quant.axis is not None else ()
+        operands = [codes, table, zero, self._weight_zero(weight.value, quant)]
+        weight_scale = self._scale(weight.value, quant, shape)
+        self._integer(node, "ConvInteger", operands, dict(node.attributes), scale, weight_scale)
+        self.result.count("dynamic")
+
+    def _dynamic_operand(self, node: Node) -> tuple[Value, Value, Value]:
+        data = node.use(0)
+        if data is None or not isinstance(data.quant, DynamicQuant) or data.quant.dtype is not DType.UINT8:
+            raise UnsupportedError(f"{node.op} {node.label!r} is dynamic, but its activation is no dynamic u8")
+        return self._activation(node, data.value)
+
+    def _weight_zero(self, weight: Value, quant: StaticQuant) -> Value | None:
+        if set(quant.zero_point) == {0}:
+            return None
+        zero = quant.zero_point_array() if len(set(quant.zero_point)) > 1 else np.asarray(quant.zero_point[0])
+        return self._constant(weight, f"{weight.name}_zero_point", zero.astype(quant.dtype.numpy))
+
+    def _integer(
+        self, node: Node, op: str, operands: list[Value | None], attributes: dict[str, Attribute], *scales: Value
+    ) -> None:
+        """Integer sums, cast and multiplied by both scales; with the node's own bias added, if it has one."""
+        graph, bias, result = node.graph, node.input(2), node.output
+        assert graph is not None
+        shape = result.shape
+        while operands[-1] is None:
+            operands.pop()
+        sums = graph.insert_before(
+            node, op, operands, attributes=attributes, types=[TensorType(DType.INT32, shape)], source=[node]
+        ).output
+        number = graph.insert_before(
+            node, "Cast", [sums], attributes={"to": DType.FLOAT.code}, types=[result.type], source=[node]
+        ).output
+        factor = graph.insert_before(node, "Mul", list(scales), types=[scales[1].type], source=[node]).output
+        old = [value for value in node.inputs if value is not None]
+        for name in list(node.attributes):
+            node.remove(name)
+        _clear(node)
+        if bias is None:
+            node.set_op("Mul")
+            node.set_inputs([number, factor])
+        else:
+            if op == "ConvInteger":
+                assert bias.tensor is not None
+                rank = len(scales[1].shape or ()) or len(old[1].shape or ())
+                array = bias.tensor.numpy().reshape(1, -1, *[1] * (rank - 2))
+                bias = self._constant(bias, f"{bias.name}_row", array)
+            scaled = graph.insert_before(node, "Mul", [number, factor], types=[result.type], source=[node]).output
+            node.set_op("Add")
+            node.set_inputs([scaled, bias])
+        _drop_unused(old)
 
     def recurrent(self, node: Node) -> None:
         operands = list(node.inputs) + [None] * (8 - len(node.inputs))
@@ -104,7 +200,8 @@ class _Emitter:
             shape = (directions, len(quant.scale) // directions)
             operands[index] = self._codes(use.value, quant, transposed=True)
             scale = self._scale(use.value, quant, shape)
-            zero = self._constant(use.value, f"{use.value.name}_zero_point", np.zeros(shape, quant.dtype.numpy))
+            zeros = np.reshape(quant.zero_point_array(), shape).astype(quant.dtype.numpy)
+            zero = self._constant(use.value, f"{use.value.name}_zero_point", np.ascontiguousarray(zeros))
             parameters += [scale, zero]
         node.remove("layout")
         _clear(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qir.ir import Model, Node
 
-__all__ = ["first_quantized_node"]
+__all__ = ["first_quantized_node", "is_quantized"]
 
 _OPS = frozenset(
     {
@@ -17,4 +17,9 @@ _OPS = frozenset(
 
 def first_quantized_node(model: Model) -> Node | None:
     """The first node, bodies and functions included, that computes with or converts to quantized numbers."""
-    return next((node for node in model.walk() if node.op in _OPS or node.op.startswith("QLinear")), None)
+    return next(filter(is_quantized, model.walk()), None)
+
+
+def is_quantized(node: Node) -> bool:
+    """Whether a node computes with or converts to quantized numbers, by its operator."""
+    return node.op in _OPS or node.op.startswith("QLinear")
