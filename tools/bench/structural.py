@@ -1,182 +1,156 @@
-"""How the exact passes grow with the graph, and what the same work costs elsewhere, measured in one run.
+"""How every pass grows with the graph.
 
-    python tools/bench/structural.py [--sizes 1000 8000 64000] [--shapes chain wide diamond] [--peers-up-to 8000]
+    python tools/bench/structural.py [--sizes 1000 8000 64000] [--shapes chain wide diamond] [--only fuse ...]
 
-For each shape of graph and each pass: seconds at each size, and growth t(largest)/t(next) (linear: the ratio of the
-sizes). Then load + canonicalize + fuse + save beside onnxscript's optimizer and BatchNormalization rule over the same
-files; a peer that is not installed is skipped with a note. All times are of the processor (this process, all
-threads); only ratios mean anything on a shared machine.
+For each shape of graph and each pass that needs no data: processor seconds at each size, and the growth over the last
+step, t(largest)/t(one before): with eight times the nodes, 8 is linear. A pass is run as a user's pipeline runs it,
+its shape inference included, the verifier apart; beside the passes stand the steps around them (load, verify, save).
+The quantizing passes run on a graph with made-up observed ranges. ``place`` is mostly the time of onnxruntime's own
+optimiser, whose growth is not ours, and has its row for that reason only with ``--place``.
+
+Each graph and pass is measured in a process of its own, so that no measurement sees another's heap.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.util
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from qir.codegen import save
 from qir.frontend import load
+from qir.ir import Interval, Model
+from qir.ir.parser import parse_model
+from qir.ir.printer import print_model
+from qir.ir.verifier import verify
 from qir.ops.shape_inference import infer
-from qir.passes.canonicalize import Canonicalize
-from qir.passes.fold_constants import FoldConstants
-from qir.passes.fuse import Fuse
-from qir.pipeline.contract import Pass, PassContext
+from qir.ops.verifier import verify_schemas
+from qir.pipeline import Instrument, PassRun, Pipeline, Verdict, default_registry
+from tools.bench.graphs import SHAPES, make_graph
 
-CHANNELS = 4
-PASSES: tuple[Pass, ...] = (Canonicalize(), FoldConstants(), Fuse())
+STYLE = {"widen-float16": "half", "convert-opset": "old", "inline-functions": "calls"}
+"""Passes that have nothing to do in the plain graph, and the style that gives them work."""
+OPTIONS = {"convert-opset": "convert-opset{to=17}", "quantize": "quantize{linear=static}"}
+BEFORE = {
+    "equalize": ("optimize", ""),
+    "legalize": ("optimize", ""),
+    "quantize": ("optimize,legalize", ""),
+} | dict.fromkeys(("emit-qdq", "place"), ("optimize,legalize", OPTIONS["quantize"]))
+"""What runs before, unmeasured, so that a pass has work: first what comes before calibration, then what after it."""
+NEEDS_DATA = frozenset("calibrate correct-bias mixed-precision rescue round-weights smooth tune".split())
+"""Passes that run the model on samples: their time is the runtime's."""
+INSIDE = {"emit-dynamic": "emit-qdq"}
+"""Passes that another one runs as its first step."""
+STEPS = ("load", "infer", "verify", "print", "parse", "save")
 
 
-class Builder:
-    """A graph under construction; every block is a few nodes that the passes have work with."""
+def measured() -> list[str]:
+    """The built-in passes that are measured, in the order of their names; ``optimize`` is the preset."""
+    registry = default_registry()
+    names = [name for name in registry if registry.source(name) == "qir" and isinstance(registry.get(name), type)]
+    return [name for name in names if name not in NEEDS_DATA and name not in INSIDE]
+
+
+class Clock(Instrument):
+    """Processor seconds of each pass, its shape inference included."""
 
     def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        rng = np.random.default_rng(0)
-        self.kernel = rng.standard_normal((CHANNELS, CHANNELS, 1, 1)).astype(np.float32) / CHANNELS
-        for name, array in (("gamma", np.ones), ("beta", np.zeros), ("mean", np.zeros), ("var", np.ones)):
-            self.weights.append(numpy_helper.from_array(array(CHANNELS, np.float32), name))
+        self.seconds: list[float] = []
 
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        name = f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
-        return name
+    def before_pass(self, run: PassRun) -> None:
+        self.start = time.process_time()
 
-    def block(self, x: str) -> str:
-        """Conv, BatchNormalization, Relu, Identity, a transpose there and back, a constant expression: 8 nodes."""
-        index = len(self.nodes)
-        self.weights.append(numpy_helper.from_array(self.kernel + index * 1e-7, f"w{index}"))
-        self.weights.append(numpy_helper.from_array(np.full((1, CHANNELS, 1, 1), index % 7, np.float32), f"c{index}"))
-        y = self.node("Conv", [x, f"w{index}"])
-        y = self.node("Relu", [self.node("BatchNormalization", [y, "gamma", "beta", "mean", "var"])])
-        y = self.node("Identity", [y])
-        y = self.node("Transpose", [self.node("Transpose", [y], perm=[0, 2, 3, 1])], perm=[0, 3, 1, 2])
-        return self.node("Add", [y, self.node("Neg", [f"c{index}"])])
-
-    def model(self, outputs: Sequence[str]) -> onnx.ModelProto:
-        shape = [1, CHANNELS, 2, 2]
-        graph = helper.make_graph(
-            self.nodes,
-            "bench",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs],
-            self.weights,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    def after_pass(self, run: PassRun) -> Verdict | None:
+        self.seconds.append(time.process_time() - self.start)
+        return None
 
 
-def chain(size: int) -> onnx.ModelProto:
-    """Blocks one after the other."""
-    builder, x = Builder(), "x"
-    while len(builder.nodes) < size:
-        x = builder.block(x)
-    return builder.model([x])
+def observe(model: Model) -> None:
+    """What calibration would find, made up."""
+    for graph in model.graphs():
+        for value in graph.values():
+            if value.const is None:
+                value.observed = Interval(-3.0, 3.0)
 
 
-def wide(size: int) -> onnx.ModelProto:
-    """Blocks that all read the input; one sum reads them all."""
-    builder, results = Builder(), []
-    while len(builder.nodes) < size:
-        results.append(builder.block("x"))
-    return builder.model([builder.node("Sum", results)])
+def pass_seconds(name: str, path: Path) -> float:
+    """One pass, or the whole preset ``optimize``, over the model in ``path``."""
+    model = load(path)
+    infer(model)
+    exact, annotating = BEFORE.get(name, ("", ""))
+    Pipeline([exact]).run(model, in_place=True, verify=False)
+    observe(model)
+    Pipeline([annotating]).run(model, in_place=True, verify=False)
+    clock = Clock()
+    Pipeline([OPTIONS.get(name, name)]).run(model, in_place=True, verify=False, instruments=[clock])
+    return sum(clock.seconds)
 
 
-def diamond(size: int) -> onnx.ModelProto:
-    """Each step reads the last one twice, once through a block and once through a duplicate of its first nodes."""
-    builder, x = Builder(), "x"
-    while len(builder.nodes) < size:
-        left, right = builder.block(x), builder.node("Exp", [builder.node("Neg", [x])])
-        again = builder.node("Exp", [builder.node("Neg", [x])])
-        x = builder.node("Sum", [left, right, again])
-    return builder.model([x])
+def step_seconds(name: str, path: Path, folder: Path) -> float:
+    if name == "load":
+        return _seconds(lambda: load(path))
+    model = load(path)
+    if name == "infer":
+        return _seconds(lambda: infer(model))
+    infer(model)
+    if name == "verify":
+        return _seconds(lambda: (verify(model), verify_schemas(model)))
+    if name == "print":
+        return _seconds(lambda: print_model(model))
+    if name == "parse":
+        text = print_model(model)
+        return _seconds(lambda: parse_model(text))
+    return _seconds(lambda: save(model, folder / "saved.onnx"))
 
 
-SHAPES: dict[str, Callable[[int], onnx.ModelProto]] = {"chain": chain, "wide": wide, "diamond": diamond}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    gc.collect()
+def _seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def pass_times(path: Path) -> dict[str, float]:
-    """Each pass on a model of its own, then all in a row."""
-    times: dict[str, float] = {}
-    for pass_ in PASSES:
-        model = load(path)
-        infer(model)
-        model.begin(pass_.name)
-        times[pass_.name] = seconds(lambda pass_=pass_, model=model: pass_.run(model, PassContext()))  # type: ignore[misc]
-        model.commit()
-    return times
-
-
-def ours(path: Path, out: Path) -> None:
-    """Load, infer types, canonicalize, fold, fuse, canonicalize, save."""
-    model = load(path)
-    infer(model)
-    for pass_ in (*PASSES, PASSES[0]):
-        with model.transaction(pass_.name):
-            pass_.run(model, PassContext())
-    save(model, out)
-
-
-def onnxscript_optimizer(path: Path, out: Path) -> None:
-    import onnx_ir
-    import onnxscript.optimizer
-    import onnxscript.rewriter
-    from onnxscript.rewriter.rules import common
-
-    model = onnx_ir.load(path)
-    onnxscript.optimizer.optimize_ir(model)
-    onnxscript.rewriter.rewrite(model, [common.fuse_batchnorm_into_conv_rule])
-    onnx_ir.save(model, out)
-
-
-def compare(path: Path, folder: Path, with_peer: bool) -> str:
-    time_ours = seconds(lambda: ours(path, folder / "ours.onnx"))
-    row = f"qir {time_ours:7.2f} s, {len(onnx.load(folder / 'ours.onnx').graph.node):6d} nodes left"
-    if not with_peer:
-        return row
-    if importlib.util.find_spec("onnxscript") is None:
-        return f"{row}; onnxscript is not installed"
-    time_peer = seconds(lambda: onnxscript_optimizer(path, folder / "peer.onnx"))
-    left = len(onnx.load(folder / "peer.onnx").graph.node)
-    return f"{row}; onnxscript {time_peer:7.2f} s, {left:6d} nodes left; ratio {time_peer / time_ours:5.1f}"
+def rows(shape: str, sizes: Sequence[int], names: Sequence[str], folder: Path) -> Iterator[tuple[str, list[float]]]:
+    """Name and seconds at each size, measured in processes of their own."""
+    for name in names:
+        times = []
+        for size in sizes:
+            path = folder / f"{shape}-{size}-{STYLE.get(name, 'float')}.onnx"
+            if not path.exists():
+                onnx.save(make_graph(shape, size, STYLE.get(name, "float")), path)
+            command = [sys.executable, "-m", "tools.bench.structural", "--one", name, str(path)]
+            out = subprocess.run(command, capture_output=True, text=True)
+            if out.returncode:
+                raise SystemExit(f"{name} on {path.name} failed:\n{out.stderr}")
+            times.append(float(out.stdout.split()[-1]))
+        yield name, times
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 8000, 64000])
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
-    parser.add_argument("--peers-up-to", type=int, default=8000, help="largest graph that the peers get")
+    parser.add_argument("--only", nargs="+", help="these rows only")
+    parser.add_argument("--place", action="store_true", help="measure place too")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "MODEL"), help="measure once and print the seconds")
     options = parser.parse_args(arguments)
+    if options.one:
+        name, path = options.one[0], Path(options.one[1])
+        print(step_seconds(name, path, path.parent) if name in STEPS else pass_seconds(name, path))
+        return 0
+    names = options.only or [*STEPS, *(name for name in measured() if name != "place" or options.place), "optimize"]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         for shape in options.shapes:
-            paths = {size: folder / f"{shape}-{size}.onnx" for size in options.sizes}
-            for size, path in paths.items():
-                onnx.save(SHAPES[shape](size), path)
-            times = {size: pass_times(path) for size, path in paths.items()}
-            print(f"{shape}: seconds at {', '.join(map(str, options.sizes))} nodes, and growth over the last step")
-            for pass_ in PASSES:
-                row = [times[size][pass_.name] for size in options.sizes]
-                growth = f"x{row[-1] / row[-2]:.1f}" if len(row) > 1 else ""
-                print(f"  {pass_.name:16s} {' '.join(f'{t:8.3f}' for t in row)}  {growth}")
-            for size, path in paths.items():
-                print(f"  {size:6d} nodes: {compare(path, folder, size <= options.peers_up_to)}", flush=True)
+            print(f"\n| {shape} | {' | '.join(f'{size:,}' for size in options.sizes)} | growth |")
+            print(f"|---|{'---:|' * (len(options.sizes) + 1)}")
+            for row, times in rows(shape, options.sizes, names, Path(name)):
+                growth = f"{times[-1] / times[-2]:.1f}" if len(times) > 1 and times[-2] else ""
+                print(f"| {row} | {' | '.join(f'{t:.3f}' for t in times)} | {growth} |", flush=True)
     return 0
 
 
