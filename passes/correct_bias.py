@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.sequential import Step, float_means, integer_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
@@ -58,17 +58,6 @@ class CorrectBias(Pass):
         result.count("layers", count)
         result.changed = count > 0
         return result
-
-
-def spread(data: object, count: int) -> list[Mapping[str, np.ndarray]]:
-    """At most ``count`` feeds of a source, evenly spread over it."""
-    from operator import length_hint
-
-    feeds = list(data) if length_hint(data, -1) < 0 else None  # type: ignore[call-overload]
-    total = len(feeds) if feeds is not None else length_hint(data)
-    wanted = {round(index * (total - 1) / max(count - 1, 1)) for index in range(count)} if total > count else None
-    source = feeds if feeds is not None else data
-    return [feed for index, feed in enumerate(source) if wanted is None or index in wanted]  # type: ignore[arg-type]
 
 
 def correct_biases(model: Model, feeds: Feeds, ctx: PassContext) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qir.calibration.stacks import Feeds, MemoryStack, Stack, feeds_from_stacks,
 from qir.errors import DataError
 from qir.runtime.specs import InputSpec
 
-__all__ = ["HELD_OUT_EVERY", "HELD_OUT_FROM", "DataSource", "DataWarning", "hold_out", "open_data"]
+__all__ = ["HELD_OUT_EVERY", "HELD_OUT_FROM", "DataSource", "DataWarning", "hold_out", "open_data", "spread"]
 
 HELD_OUT_FROM = 16  # samples; with fewer none is spared
 HELD_OUT_EVERY = 8
@@ -116,6 +117,15 @@ def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
         return index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
     return source.subset(lambda index: not out(index)), source.subset(out)
+
+
+def spread(data: object, count: int) -> list[Mapping[str, np.ndarray]]:
+    """At most ``count`` feeds of a source, evenly spread over it."""
+    feeds = list(data) if length_hint(data, -1) < 0 else None  # type: ignore[call-overload]
+    total = len(feeds) if feeds is not None else length_hint(data)
+    wanted = {round(index * (total - 1) / max(count - 1, 1)) for index in range(count)} if total > count else None
+    source = feeds if feeds is not None else data
+    return [feed for index, feed in enumerate(source) if wanted is None or index in wanted]  # type: ignore[arg-type]
 
 
 def open_data(source: object, specs: Sequence[InputSpec], *, ignore: Collection[str] = ()) -> DataSource:
