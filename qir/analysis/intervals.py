@@ -17,6 +17,7 @@ from qir.analysis.bounds import Bounds, unit_roundoff
 from qir.analysis.transfer import At, Transfers
 from qir.errors import OptionError, suggest
 from qir.ir import DType, Function, Graph, Interval, Model, Node, OpId, Tensor, Value
+from qir.ops.shape_inference import misfit
 
 __all__ = ["TRANSFERS", "analyze_intervals", "supported_ops"]
 
@@ -124,7 +125,12 @@ class _Analysis:
         at = At(node, self.known, self.constants, self.opsets.get(domain, 1), self.coarsest)
         if any(b.is_empty for b in at.operands):
             return []  # no element is possible, as in a tensor of size 0
-        found = transfer(at)
+        try:
+            found = transfer(at)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            if misfit(self.model, node) is None:
+                raise
+            return []  # shapes that contradict each other, which shape inference reports: nothing can be said
         if found is None:
             return []
         return [found] if isinstance(found, Bounds) else found

@@ -289,6 +289,8 @@ class GraphReader:
             if metadata:
                 _read_node_metadata(node, metadata, verbatim)
             if verbatim:
+                if any(field[0] < 8 for field in verbatim):  # there is no field 0; the fast path above let it pass
+                    raise Damaged
                 node._extra = make_residue(verbatim)
             pending.append((node, inputs, attributes))
         return pending

@@ -3,7 +3,7 @@
 ``2*N`` plus 1 is the dimension named ``2*N+1``; ``floor((H+1)/2)`` names what does not divide. Equal results get equal
 names, so two branches of a graph that compute the same size are seen to agree. A negative coefficient is written
 ``+-1*N``, so that a model's own symbol ``past-seq`` is never taken for a difference; any name that is no such
-expression is a symbol. Names longer than 60 characters become unknown.
+expression is a symbol. Names longer than 60 characters and numbers beyond 64 bits become unknown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Polynomial = dict[Monomial, int]
 def add(a: Dim, b: Dim, sign: int = 1) -> Dim:
     """a + sign * b."""
     if isinstance(a, int) and isinstance(b, int):
-        return a + sign * b
+        return _in_64_bits(a + sign * b)
     if a is None or b is None:
         return None
     total = dict(_parse(a))
@@ -46,10 +46,15 @@ def add(a: Dim, b: Dim, sign: int = 1) -> Dim:
     return _format(total)
 
 
+def _in_64_bits(size: int) -> int | None:
+    """A file's sizes have 64 bits; what goes beyond them is a size that nothing has."""
+    return size if -(1 << 63) <= size < 1 << 63 else None
+
+
 def multiply(a: Dim, b: Dim) -> Dim:
     """a * b."""
     if isinstance(a, int) and isinstance(b, int):
-        return a * b
+        return _in_64_bits(a * b)
     if a == 1:
         return b
     if b == 1:

@@ -26,7 +26,7 @@ from qir.ir import (
     TensorType,
     Type,
 )
-from qir.ops.schema import OpSchema
+from qir.ops.schema import LARGEST_VERSION, OpSchema
 from qir.ops.shape_rule import Content, Engine, RuleError, Unknown
 
 __all__ = ["infer_with_onnx", "small_tensor_proto", "type_of_proto", "type_to_proto"]
@@ -47,7 +47,10 @@ def infer_with_onnx(
         proto.input.append(name)
         if value is None:
             continue
-        input_types[name] = type_to_proto(types[index])
+        try:
+            input_types[name] = type_to_proto(types[index])
+        except ValueError:
+            raise RuleError(f"input {index} has a dimension beyond 64 bits") from None
         if (tensor := engine.constant_of(value)) is not None and (data := small_tensor_proto(tensor)) is not None:
             input_data[name] = data
         elif isinstance(types[index], TensorType) and (content := engine.content_of(value)) is not None:
@@ -59,7 +62,7 @@ def infer_with_onnx(
         if resolved is None:
             raise Unknown
         proto.attribute.append(_attribute_proto(attribute.name, resolved))
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in imports.items()]
+    opsets = [onnx.helper.make_opsetid(domain, min(version, LARGEST_VERSION)) for domain, version in imports.items()]
     try:
         found = onnx.shape_inference.infer_node_outputs(schema.origin, proto, input_types, input_data, None, opsets)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -97,6 +97,10 @@ def known_domain(domain: str) -> bool:
     return _canonical(domain) in _onnx_domains() or domain == "com.microsoft"
 
 
+LARGEST_VERSION = 2**31 - 1
+"""onnx keeps versions in 32 bits; a file may name any 64-bit number."""
+
+
 @cache
 def find_schema(domain: str, op: str, version: int) -> OpSchema | None:
     """The schema of an op at a version of its domain; None where it does not exist there."""
@@ -105,7 +109,7 @@ def find_schema(domain: str, op: str, version: int) -> OpSchema | None:
         contrib = CONTRIB.get(op)
         return None if contrib is None else _from_contrib(op, contrib)
     try:
-        found = onnx.defs.get_schema(op, version, domain)
+        found = onnx.defs.get_schema(op, min(version, LARGEST_VERSION), domain)
     except onnx.defs.SchemaError:
         return None
     return _from_onnx(found)

@@ -19,6 +19,7 @@ from qir.ops.onnx_inference import infer_with_onnx
 from qir.ops.schema import find_schema
 from qir.ops.shape_content import CONTENT_OPS, LARGEST, content_of_tensor, evaluate
 from qir.ops.shape_rule import RULES, Content, NodeView, RuleError, Unknown
+from qir.ops.verifier import form_problem
 
 __all__ = ["Contradiction", "InferenceReport", "infer", "infer_after"]
 
@@ -98,6 +99,17 @@ def infer_after(model: Model, nodes: Iterable[Node]) -> InferenceReport:
     return run.report
 
 
+def misfit(model: Model, node: Node) -> str | None:
+    """Why the recorded types of a node's inputs do not fit its op, or the node not its schema; None where they do."""
+    run = _Run(model)
+    run.node(node)
+    return run.misfits.get(node)
+
+
+_BROKEN_BY = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What a rule raises on a node that breaks its schema."""
+
+
 class _Run:
     """One inference run: types that it found, contents that were asked for, and the scope that it is in."""
 
@@ -151,6 +163,10 @@ class _Run:
                     content = evaluate(self.view(node))
                 except (Unknown, RuleError):
                     content = None
+                except _BROKEN_BY:
+                    if form_problem(self.model, node) is None:
+                        raise
+                    content = None  # the visit of the node itself reports the problem
                 finally:
                     self.depth -= 1
         if content is None and node is not None:
@@ -183,6 +199,13 @@ class _Run:
             found = ()
         except RuleError as error:
             self.misfits[node] = f"{node.op}: {error}"
+            found = ()
+        except _BROKEN_BY:
+            # Rules rely on what the schema promises. A node that breaks its schema is the file's fault, not a bug.
+            problem = form_problem(self.model, node)
+            if problem is None:
+                raise
+            self.misfits[node] = problem
             found = ()
         fresh_only = self.after_edit and any(use is not None and use._value in self.replaced for use in node._uses)
         for index, value in enumerate(node._outputs):

@@ -104,7 +104,10 @@ def _cast(view: NodeView) -> Types:
         to = {"FLOAT": 1, "INT64": 7, "INT32": 6, "BOOL": 9, "DOUBLE": 11, "FLOAT16": 10}.get(to.upper(), 0)
     if to is None:
         raise RuleError("attribute 'to' is missing")
-    return [TensorType(DType.from_code(to), view.shape(0))]
+    try:
+        return [TensorType(DType.from_code(to), view.shape(0))]
+    except KeyError:
+        raise RuleError(f"attribute 'to' is {to}, which is no element type") from None
 
 
 @rule("CastLike")

@@ -12,6 +12,9 @@ from qir.ops.shape_rule import Content, NodeView, RuleError, Unknown, axis_of, p
 
 __all__ = ["constant_tensor", "slice_length"]
 
+_MOST_DIMS = 1024
+"""No tensor has more; a file that says otherwise would only cost memory."""
+
 Types = Sequence[Type | None]
 
 
@@ -24,6 +27,8 @@ def _target_rank(view: NodeView, index: int) -> Shape | None:
     """Of a shape operand whose content is unknown at least the rank may be known."""
     shape = view.shape(index)
     if shape is not None and len(shape) == 1 and isinstance(shape[0], int):
+        if shape[0] > _MOST_DIMS:
+            raise RuleError(f"a shape of {shape[0]} dimensions")
         return (None,) * shape[0]
     return None
 

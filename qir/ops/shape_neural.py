@@ -27,6 +27,8 @@ def _window(view: NodeView, spatial: Shape, kernel: Sequence[Dim], ceil: bool = 
     pads = view.attr("pads") or (0,) * 2 * count
     if len(strides) != count or len(dilations) != count or len(pads) != 2 * count:
         raise RuleError(f"strides, dilations or pads do not fit {count} spatial axes")
+    if min(*strides, *dilations, 1) < 1:
+        raise RuleError("strides and dilations are at least 1")
     auto_pad = view.attr("auto_pad", "NOTSET") or "NOTSET"
     sizes: list[Dim] = []
     for i, size in enumerate(spatial):
@@ -198,7 +200,10 @@ def _recurrent_types(view: NodeView, hidden_from: Shape | None) -> Types:
 
 @rule("Einsum")
 def _einsum(view: NodeView) -> Types:
-    equation = view.attr("equation", "").replace(" ", "")
+    equation = view.attr("equation", "")
+    if not isinstance(equation, str):
+        raise RuleError("the equation is no text")
+    equation = equation.replace(" ", "")
     if "." in equation:
         raise Unknown
     left, arrow, right = equation.partition("->")
@@ -213,4 +218,6 @@ def _einsum(view: NodeView) -> Types:
             sizes[letter] = size if old is None or old == 1 else old
     if not arrow:
         right = "".join(sorted(letter for letter in sizes if left.count(letter) == 1))
+    if not set(right) <= set(sizes):
+        raise RuleError(f"the equation's result {right!r} names an axis that no operand has")
     return [TensorType(view.dtype(0), tuple([sizes[letter] for letter in right]))]

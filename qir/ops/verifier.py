@@ -26,7 +26,7 @@ from qir.ir import (
 from qir.ir.printer import print_node
 from qir.ops.schema import Formal, OpSchema, find_schema, known_domain, schema_of
 
-__all__ = ["SchemaReport", "verify_schemas"]
+__all__ = ["SchemaReport", "form_problem", "verify_schemas"]
 
 
 @dataclass(slots=True)
@@ -47,6 +47,15 @@ def verify_schemas(model: Model) -> SchemaReport:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         run.graph(graph, graph.function)
     return run.report
+
+
+def form_problem(model: Model, node: Node) -> str | None:
+    """What keeps one node from fitting its schema (see ``verify_schemas``), in one line; None where it fits."""
+    try:
+        _Run(model).node(node, None)
+    except VerifyError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 class _Run:
@@ -77,6 +86,9 @@ class _Run:
         if schema is None:
             self.report.opaque[node.domain] += 1
             return
+        for name in _ELEMENT_TYPES:
+            if name in node._attributes:
+                self.check_element_type(node, name)
         self.report.checked += 1
         self.check_types(node, schema)
 
@@ -120,12 +132,22 @@ class _Run:
             if spec.required and name not in node.attributes:
                 raise _error(node, f"attribute {name!r} of {node.op} is missing")
         for name, attribute in node.attributes.items():
+            if attribute.value is None and not attribute.ref:
+                raise _error(node, f"attribute {name!r} has no value")
             spec_or_none = schema.attributes.get(name)
             if spec_or_none is None:
                 if not schema.any_attributes and not _tolerated(name):
                     raise _error(node, f"{node.op} has no attribute {name!r} at opset {self.model.opset(node.domain)}")
             elif AttrKind.UNDEFINED not in (spec_or_none.kind, attribute.kind) and spec_or_none.kind != attribute.kind:
                 raise _error(node, f"attribute {name!r} is {_kind(attribute)}, not {spec_or_none.kind.name.lower()}")
+
+    def check_element_type(self, node: Node, name: str) -> None:
+        code = node._attributes[name].value
+        if isinstance(code, int):
+            try:
+                DType.from_code(code)
+            except KeyError:
+                raise _error(node, f"attribute {name!r} is {code}, which is no element type") from None
 
     def check_types(self, node: Node, schema: OpSchema) -> None:
         texts = [None if use is None else _type_text(use._value._type) for use in node._uses]
@@ -145,6 +167,10 @@ class _Run:
             if first != text:
                 raise _error(node, f"inputs of one type are {first} and {text} (type variable {formal.variable})")
         self.types.add(key)
+
+
+_ELEMENT_TYPES = ("to", "dtype")
+"""Attributes that hold a TensorProto.DataType."""
 
 
 def _error(node: Node, message: str) -> VerifyError:
