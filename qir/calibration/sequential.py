@@ -18,7 +18,7 @@ from qir.codegen import runnable
 from qir.ir import Clone, DerivedQuant, DType, Model, Node, StaticQuant, Tensor, Use, Value
 from qir.runtime.session import OrtRunner
 
-__all__ = ["Layer", "Step", "float_means", "integer_layers", "visit_layers"]
+__all__ = ["Layer", "Step", "float_means", "integer_layers", "linear_layers", "visit_layers"]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Arrays = list[np.ndarray]
@@ -82,7 +82,7 @@ class Layer:
 @dataclass(slots=True)
 class Step:
     """One layer's turn. ``inputs``: the integer codes of its input, one array a sample, where they were asked for; of
-    a dynamic layer the numbers themselves."""
+    a dynamic or float layer the numbers themselves."""
 
     layer: Layer
     inputs: Arrays
@@ -91,6 +91,8 @@ class Step:
     """The emitted model's result."""
     _weight: Value | None
     """The emitted model's weight codes, where this layer alone reads them."""
+    _constant: Value
+    """The emitted model's weight, shared or not."""
     _transposed: bool = False
     """Whether they stand there transposed."""
     _results: Arrays | None = None
@@ -104,6 +106,12 @@ class Step:
         assert self._weight is not None and self._weight.tensor is not None and self._results is None
         stored = np.ascontiguousarray(codes.T) if self._transposed else codes
         self._weight.const = Tensor(self._weight.tensor.dtype, stored.shape, stored)
+
+    def set_weight(self, numbers: np.ndarray) -> None:
+        """Let the results, and everything after, be computed with these numbers: of a layer that is emitted as it is,
+        and whoever else reads the same weight from here on."""
+        assert self._constant.tensor is not None and self._results is None
+        self._constant.const = Tensor.of(numbers, self._constant.tensor.dtype)
 
     def results(self) -> Arrays:
         """What the layer computes, one array a sample; only for a layer that can have a bias."""
@@ -120,10 +128,15 @@ class Step:
 
 
 def integer_layers(model: Model) -> list[Layer]:
-    """The layers of the main graph, in order."""
+    """The layers of the main graph that are annotated to run on integers, in order."""
+    return [layer for layer in linear_layers(model) if layer.node.kernel in ("integer", "dynamic")]
+
+
+def linear_layers(model: Model) -> list[Layer]:
+    """The layers of the main graph, annotated or not, in order."""
     found = []
     for node in model.graph.nodes:
-        if node.kernel not in ("integer", "dynamic") or node.domain != "":
+        if node.domain != "":
             continue
         if node.op in ("Conv", "Gemm"):
             found.append(Layer(node, node.output, 1, node))
@@ -159,7 +172,8 @@ def visit_layers(
         shared = weight.tensor is None or len(weight.uses) > 1
         shared = shared or (weight.users[0] is not node and len(weight.users[0].output.uses) > 1)
         transposed = node.op != layer.node.op and bool(layer.node.get("transB", 0))
-        step = Step(layer, arrays, stepper, clone.values[layer.result], None if shared else weight, transposed)
+        own = None if shared else weight
+        step = Step(layer, arrays, stepper, clone.values[layer.result], own, weight, transposed)
         yield step
         if layer.bias_owner is not None:
             step.results()
@@ -209,13 +223,13 @@ def _emitted(layer: Layer, clone: Clone) -> Node:
 
 
 def _before(node: Node, index: int) -> Value:
-    """The integers behind an operand of an emitted node; the numbers, where the runtime chooses their parameters."""
+    """The integers behind an operand of an emitted node; the numbers, where the runtime chooses their parameters or
+    the layer stays float."""
     operand = node.input(index)
     assert operand is not None
     maker = operand.producer
-    if maker is None:
+    if maker is None or maker.op not in ("DequantizeLinear", "DynamicQuantizeLinear"):
         return operand
-    assert maker.op in ("DequantizeLinear", "DynamicQuantizeLinear")
     source = maker.input(0)
     assert source is not None
     return source
