@@ -21,6 +21,7 @@ from qir.ir import (
     UseQuantMarker,
     Value,
 )
+from qir.passes.emit_codebook import EmitCodebook
 from qir.passes.emit_dynamic import EmitDynamic
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import bias_quant, quantize, scale_shape
@@ -31,7 +32,7 @@ __all__ = ["EmitQdq"]
 @dataclass(frozen=True)
 class EmitQdq(Pass):
     """Write every annotation as QuantizeLinear/DequantizeLinear nodes and clear it, those of dynamic kernels and
-    look-ups as ``emit-dynamic`` does.
+    look-ups as ``emit-dynamic`` does, codebooks as ``emit-codebook`` does.
 
     A stored value gets one quantizer behind its producer and one dequantizer per scope that reads it; a use with a
     type of its own gets a quantizer of its own, shared by the uses that agree. Weights become integers, once per
@@ -56,6 +57,8 @@ class EmitQdq(Pass):
         """Raises UnsupportedError where the model's opset has no node for an annotation."""
         result = PassResult()
         result.statistics.update(EmitDynamic().run(model, ctx).statistics)
+        for name, count in EmitCodebook().run(model, ctx).statistics.items():
+            result.count(name, count)
         emitter = _Emitter(model, result)
         emitter.resolve_biases(model)
         for graph in list(model.graphs()):

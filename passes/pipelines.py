@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qir.pipeline.preset import Preset
 
-__all__ = ["INT8", "INT8_BEST", "INT8_FAST", "OPTIMIZE"]
+__all__ = ["CODEBOOK4", "CODEBOOK8", "INT8", "INT8_BEST", "INT8_DYNAMIC", "INT8_FAST", "LOG4", "LOG8", "OPTIMIZE"]
 
 OPTIMIZE = Preset(
     "optimize",
@@ -26,6 +26,12 @@ INT8_FAST = Preset(
     "int8 without the search for what should stay float.",
 )
 
+INT8_DYNAMIC = Preset(
+    "int8-dynamic",
+    f"{_PREPARE},quantize-dynamic,place,emit-dynamic",
+    "Integer weights, activations quantized at run time: needs no calibration data.",
+)
+
 _THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}"]'
 
 INT8_BEST = Preset(
@@ -33,4 +39,30 @@ INT8_BEST = Preset(
     f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,rescue,mixed-precision,place,"
     "round-weights{sweeps=2},emit-qdq",
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
+)
+
+_STORED = "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize"
+
+CODEBOOK4 = Preset(
+    "codebook4",
+    f"{_STORED},cluster-weights,emit-codebook",
+    "Weights as 4-bit indices into learned tables, decoded when the model is loaded: an eighth of the size, float's speed.",
+)
+
+CODEBOOK8 = Preset(
+    "codebook8",
+    f"{_STORED},cluster-weights{{bits=8 overhead=0.1}},emit-codebook",
+    "Weights as 8-bit indices into learned tables, decoded when the model is loaded.",
+)
+
+LOG4 = Preset(
+    "log4",
+    f"{_STORED},quantize-log,emit-codebook",
+    "Weights as a sign and an exponent of 3 bits, decoded when the model is loaded.",
+)
+
+LOG8 = Preset(
+    "log8",
+    f"{_STORED},quantize-log{{bits=8}},emit-codebook",
+    "Weights as a sign and an exponent of 7 bits, decoded when the model is loaded.",
 )
