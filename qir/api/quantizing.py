@@ -18,6 +18,7 @@ from qir.frontend import load
 from qir.ir import Model, Node
 from qir.passes.mixed_precision import MixedPrecision
 from qir.passes.quantize import Quantize
+from qir.passes.quantize_dynamic import QuantizeDynamic
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
 from qir.quant.detect import first_quantized_node
 from qir.report.quantization import QuantizationReport
@@ -138,7 +139,7 @@ def _with_options(
     """The same pipeline with the user's choices in the passes that they concern."""
 
     def adapt(pass_: Pass) -> Pass:
-        if isinstance(pass_, Quantize):
+        if isinstance(pass_, Quantize | QuantizeDynamic):
             return replace(
                 pass_,
                 keep_float=(*pass_.keep_float, *keep_float),

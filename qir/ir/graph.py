@@ -362,6 +362,8 @@ class Graph:
         for graph in self._root().graphs() if model is None else model.graphs():
             names.update(value._name for value in graph.values())
             names.update(node._name for node in graph._nodes)
+            # A file may record types of values that it does not have: one of that name would take them over.
+            names.update(value._name for value in graph.recorded_types)
         return names
 
     def __repr__(self) -> str:

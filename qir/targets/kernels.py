@@ -15,7 +15,7 @@ from qir.quant.schemes import weight_scale
 from qir.targets.regions import reason_against_dynamic, weight_axis
 from qir.targets.target import Target, WeightRange
 
-__all__ = ["make_dynamic", "make_lookup", "make_recurrent", "weight_type"]
+__all__ = ["make_dynamic", "make_dynamic_conv", "make_lookup", "make_recurrent", "weight_type"]
 
 
 def weight_type(node: Node, tensor: Tensor, target: Target) -> StaticQuant:
@@ -37,6 +37,23 @@ def make_dynamic(node: Node, target: Target) -> None:
     data.quant = DynamicQuant(target.activation)
     if not isinstance(weight.quant, StaticQuant):
         weight.quant = weight_type(node, weight.value.tensor, target)
+    bias = node.use(2)
+    if bias is not None:
+        bias.quant = UseQuantMarker.INHERIT
+    node.kernel = "dynamic"
+
+
+def make_dynamic_conv(node: Node) -> None:
+    """Let a Conv with a constant weight quantize its activation at run time.
+
+    The weight is symmetric u8, zero point 128, with a scale an output channel: kernels for s8 are not in every
+    version of the runtime, and products of u8 by u8 saturate nowhere.
+    """
+    data, weight = node.use(0), node.use(1)
+    assert data is not None and weight is not None and weight.value.tensor is not None
+    data.quant = DynamicQuant(DType.UINT8)
+    scale = weight_scale(weight.value.tensor.numpy(), 0, DType.INT8)
+    weight.quant = StaticQuant.per_axis(DType.UINT8, scale, 0, 128)
     bias = node.use(2)
     if bias is not None:
         bias.quant = UseQuantMarker.INHERIT

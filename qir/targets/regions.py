@@ -15,7 +15,15 @@ import numpy as np
 from qir.ir import DType, Graph, Node, Tensor, Value
 from qir.targets.target import Form, OpRule, Target
 
-__all__ = ["FLOAT_RESULT", "RegionPlan", "merged_result", "plan_regions", "reason_against_dynamic", "weight_axis"]
+__all__ = [
+    "FLOAT_RESULT",
+    "RegionPlan",
+    "merged_result",
+    "plan_regions",
+    "reason_against_dynamic",
+    "reason_against_dynamic_conv",
+    "weight_axis",
+]
 
 
 @dataclass(slots=True)
@@ -242,6 +250,28 @@ def reason_against_dynamic(node: Node) -> str | None:
         return "only MatMul and Gemm can"
     rule = OpRule(Form.LINEAR, weight_input=1, bias_input=2 if node.op == "Gemm" else None)
     return _reason_against_linear(node) or _reason_against_weight(node, rule)
+
+
+def reason_against_dynamic_conv(node: Node, target: Target, wanted: bool = False) -> str | None:
+    """Why a Conv cannot, or where it is not ``wanted`` in any case should not, quantize its activation at run time."""
+    rule = OpRule(Form.CONVOLUTION, weight_input=1, bias_input=2)
+    reason = _reason_against_weight(node, rule)
+    weight = node.input(1)
+    if reason is not None or weight is None or weight.tensor is None:
+        return reason or "its weight is not constant"
+    rank = len(weight.tensor.shape)
+    if rank != 4:
+        return f"the dynamic kernel is for 2 spatial axes, it has {rank - 2}"
+    least, channels = target.min_dynamic_conv_channels, weight.tensor.shape[1]
+    if wanted:
+        return None
+    if least is None:
+        return f"{target.name} has no dynamic convolution that is faster than float"
+    if node.get("group", 1) > 1:
+        return "the dynamic kernel is slower than float in groups"
+    if channels < least:
+        return f"with {channels} input channels the dynamic kernel is no faster than float, from {least} on it is"
+    return None
 
 
 def _reason_against_recurrent(node: Node, target: Target) -> str | None:

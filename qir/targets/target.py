@@ -66,7 +66,9 @@ class Target:
     quantizer; an operator in between prevents that. ``dynamic_linear``: linear operators that quantize their input
     at run time are no slower than static ones. ``lookup``: how a Gather from a constant table of at least
     ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an operator of that form;
-    with fewer than ``min_recurrent_weights`` weights, float is faster. ``cost``: what nodes cost.
+    with fewer than ``min_recurrent_weights`` weights, float is faster. ``min_dynamic_conv_channels``: from how many
+    input channels on a convolution that quantizes its input at run time is faster than float; None: never. ``cost``:
+    what nodes cost.
     ``min_conv_channels``: a convolution of fewer input channels (depthwise ones aside) at an input of the model
     stays float. ``session_options``: entries that the runtime should be configured with.
     """
@@ -81,6 +83,7 @@ class Target:
     dynamic_linear: bool = False
     recurrent_kernels: Mapping[str, str] = field(default_factory=dict)
     min_recurrent_weights: int = 0
+    min_dynamic_conv_channels: int | None = None
     min_table_bytes: int = 0
     barriers: frozenset[str] = frozenset()
     activation: DType = DType.UINT8

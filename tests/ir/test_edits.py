@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qir.frontend import import_model
 from qir.ir import DType, Function, Graph, Model, Node, StaticQuant, Tensor, TensorType, Value
 from qir.ir.linked import Linked, LinkedList
 from qir.ir.parser import parse_model
@@ -224,6 +226,18 @@ def test_insertion() -> None:
     assert (before.previous, before.next, last.next) == (node(model, "a"), b, None)
     assert len({value.name for value in model.values()}) == len(list(model.values()))
     verify(model)
+
+
+def test_fresh_names_leave_out_those_that_only_a_recorded_type_has() -> None:
+    """A file may record types of values that it does not have; a new value of that name would be given them."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])],
+        value_info=[onnx.helper.make_tensor_value_info("gone", onnx.TensorProto.INT64, [3])],
+    )  # fmt: skip
+    model = import_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
+    assert model.graph.fresh_name("gone") == "gone_1"
 
 
 def test_fresh_names_are_free_in_the_whole_model() -> None:

@@ -1,0 +1,104 @@
+"""``quantize-dynamic``: integer weights, activations quantized at run time; no calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qir.errors import OptionError, suggest
+from qir.ir import Model, Node
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
+from qir.quant.recipe import Recipe
+from qir.targets import Form, Target
+from qir.targets.kernels import make_dynamic, make_dynamic_conv, make_lookup, make_recurrent
+from qir.targets.regions import plan_regions, reason_against_dynamic, reason_against_dynamic_conv
+
+__all__ = ["QuantizeDynamic"]
+
+CONV = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(Pass):
+    """Annotate the graph for kernels that quantize their activations at run time: MatMul and Gemm with a constant
+    weight, LSTMs and look-ups in tables as the target has them. ``conv=auto`` takes convolutions where the target's
+    dynamic kernel is faster than float, ``always`` wherever it works (smaller files), ``never`` none. ``keep-float``
+    names nodes that stay float, by original name, glob or operator; ``recipe`` is a TOML file of such choices.
+
+    Before::
+
+        %y: f32[1,8] = MatMul(%x, @w)
+
+    After::
+
+        %y: f32[1,8] = MatMul(%x : dynamic(u8), @w : s8[axis=1](...)) kernel=dynamic
+    """
+
+    name: ClassVar[str] = "quantize-dynamic"
+    effect: ClassVar[Effect] = Effect.ANALYSIS
+    keeps_observed: ClassVar[bool] = True
+
+    conv: str = "auto"
+    keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises OptionError for an unknown option or a pattern that matches nothing."""
+        if self.conv not in CONV:
+            raise OptionError(f"unknown conv={self.conv!r}{suggest(self.conv, CONV)}: use {' or '.join(CONV)}")
+        target = load_target(ctx.target)
+        recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
+        chosen = recipe.with_float(self.keep_float).assign(model)
+
+        def keep_float(node: Node) -> str | None:
+            choice = chosen.get(node)
+            return f"{choice.origin} says so ({choice.match!r})" if choice and choice.precision == "float" else None
+
+        result = PassResult()
+        for graph in list(model.graph.graphs()):
+            plan = plan_regions(graph, target, keep_float)
+            for node in list(graph.nodes):
+                rule = plan.integer.get(node)
+                if node.domain == "" and node.op in ("MatMul", "Gemm", "Conv"):
+                    reason = keep_float(node) or self._annotate(node, target)
+                elif rule is not None and rule.form is Form.RECURRENT:
+                    make_recurrent(node, target)
+                    reason = None
+                elif rule is not None and rule.form is Form.LOOKUP:
+                    make_lookup(node)
+                    reason = None
+                elif node.op in _HEAVY and node.domain in ("", "com.microsoft"):
+                    reason = plan.kept.get(node) or target.reason_for_float(node.domain, node.op)
+                else:
+                    continue
+                if reason is None:
+                    result.count(node.op)
+                    result.changed = True
+                    result.remarks.append(self.applied(node, f"{node.op} {_DONE.get(node.kernel or '', 'runs')}"))
+                else:
+                    node.kernel = "float"
+                    result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
+        return result
+
+    def _annotate(self, node: Node, target: Target) -> str | None:
+        """Annotate a linear operator or convolution, or say why not."""
+        if node.op != "Conv":
+            reason = reason_against_dynamic(node)
+            if reason is None:
+                make_dynamic(node, target)
+            return reason
+        if self.conv == "never":
+            return "conv=never"
+        reason = reason_against_dynamic_conv(node, target, wanted=self.conv == "always")
+        if reason is None:
+            make_dynamic_conv(node)
+        return reason
+
+
+_HEAVY = frozenset({"ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "Einsum"})
+_DONE = {
+    "dynamic": "quantizes its input at run time",
+    "integer": "reads its table as integers",
+    "DynamicQuantizeLSTM": "runs as DynamicQuantizeLSTM",
+}
