@@ -242,9 +242,9 @@ def _extreme(pick: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Transfer:
 
 
 def _sum(at: At) -> Bounds:
-    result = at.operands[0]
-    for other in at.operands[1:]:
-        result = at.rounded(result.lo + other.lo, result.hi + other.hi)
+    result, *others = at.operands
+    for other in others:
+        result = at.rounded(result.lo + other.lo, result.hi + other.hi, result, other)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from qir.ir import DType, Node, Shape, Value
 __all__ = ["At", "Transfer", "Transfers"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class At:
     """A node with what is known of its operands. Missing operands have unknown bounds and no constant."""
 
@@ -33,7 +34,7 @@ class At:
     def count(self) -> int:
         return len(self.node.uses)
 
-    @property
+    @cached_property
     def operands(self) -> list[Bounds]:
         return [self.bounds(index) for index in range(self.count) if self.node.input(index) is not None]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +18,7 @@ from qir.frontend.residue import make_residue, metadata_of
 from qir.frontend.tensors import Span
 from qir.frontend.wire import Buffer, Damaged, Field, fields, read_varint, signed
 from qir.ir import Graph, Model
+from qir.ir.collector import collector_paused
 from qir.ir.journal import EditState
 
 if TYPE_CHECKING:
@@ -42,15 +40,18 @@ _FOREIGN = {
 }
 
 
-def load(path: str | os.PathLike[str], *, allow_external_outside: bool = False) -> Model:
+def load(
+    path: str | os.PathLike[str], *, allow_external_outside: bool = False, external_stubs: bool = False
+) -> Model:
     """Read an ONNX file. Weights in external data files are mapped when they are first read.
 
     Raises ModelError where the file is absent, damaged or not ONNX, or its external data is missing, too short or
-    outside of the model's folder; the latter is allowed by ``allow_external_outside``.
+    outside of the model's folder; the latter is allowed by ``allow_external_outside``. ``external_stubs`` reads no data
+    file: a stub stands for each of their tensors, equal for the same place in a file of the same name.
     """
     path = Path(path)
     buffer = _open(path)
-    external = ExternalFiles.beside(path, allow_external_outside)
+    external = ExternalFiles.beside(path, allow_external_outside, external_stubs)
     return _read_model(buffer, external, repr(str(path)))
 
 
@@ -86,7 +87,7 @@ def _open(path: Path) -> Buffer:
 
 def _read_model(buffer: Buffer, external: ExternalFiles, name: str) -> Model:
     top = _top_level(buffer, name)
-    with _collector_paused():
+    with collector_paused():
         try:
             return _model(buffer, top, external)
         except (Damaged, IndexError, UnicodeDecodeError, DecodeError) as error:
@@ -176,15 +177,3 @@ def _model(buffer: Buffer, top: list[Field], external: ExternalFiles) -> Model:
         model.add_function(function)
     model._extra = make_residue(verbatim, () if ir_version is not None else (1,))
     return model
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the cyclic garbage collector: it would scan the growing graph again and again and find nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -167,8 +167,10 @@ class Model:
     def clone_with_map(self) -> Clone:
         """A copy that shares the tensors, and what became what."""
         from qir.ir.clone import clone_model
+        from qir.ir.collector import collector_paused
 
-        return clone_model(self)
+        with collector_paused():
+            return clone_model(self)
 
     def __repr__(self) -> str:
         return f"Model({self._graph!r}, opset {self.opset()})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from qir.ir.collector import collector_paused
 from qir.ir.function import Function
 from qir.ir.graph import Graph, _assign_inputs
 from qir.ir.journal import EditState, Stale
@@ -53,8 +54,9 @@ def parse_text(text: str, store: TensorStore | None = None) -> Parsed:
 
     Raises ParseError (``line:column: what was expected``) for anything that is not well formed.
     """
-    parser = _Parser(text, store or {})
-    return Parsed(parser.model(), parser.tensors.stubs)
+    with collector_paused():
+        parser = _Parser(text, store or {})
+        return Parsed(parser.model(), parser.tensors.stubs)
 
 
 class _Scope:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from qir.errors import OptionError, QirError, suggest
 from qir.ir import Model
+from qir.ir.collector import collector_relaxed
 from qir.pipeline.contract import Effect, Feed, NoProgress, Pass, PassContext, PassResult, Progress, Remark, RemarkKind
 from qir.pipeline.instruments import Instrument, PassRun, Verdict
 from qir.pipeline.options import read_options, write_options
@@ -175,7 +175,7 @@ class Pipeline:
         context = PassContext(reference, calibration, target, progress or NoProgress(), timer, numbering or Numbering())
         watchers: list[Instrument] = [*_verification(verify), *instruments]
         result = PipelineResult(work, str(self), timing=timer.root)
-        with _model_out_of_the_collectors_way(), timer.new_scope("pipeline") as result.timing:
+        with collector_relaxed(), timer.new_scope("pipeline") as result.timing:
             with timer.scope("shape inference"):
                 result.first_remarks += _first_types(work)
             for watcher in watchers:
@@ -190,23 +190,6 @@ class Pipeline:
         for watcher in watchers:
             watcher.end(result)
         return result
-
-
-@contextmanager
-def _model_out_of_the_collectors_way() -> Iterator[None]:
-    """Let the cyclic garbage collector skip what exists now, the model above all, while passes run.
-
-    Without that every full collection walks all nodes, values and uses, of which none is garbage: measured on 64,000
-    nodes, clean-up and fusion take twice as long. What passes make and drop is still collected.
-    """
-    if gc.get_freeze_count():  # the caller does so already, a pipeline around this one for example
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _run_pass(
