@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qir.ir import Model, Node, Tensor, Value
+from qir.ir import DType, Model, Node, Tensor, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.rewriting.edits import import_domain
 
 __all__ = ["Legalize"]
 
@@ -47,13 +48,11 @@ class Legalize(Pass):
                 done = "gemm-bias"
             elif node.op == "Add" and _bias_as_row(node):
                 done = "bias-row"
-            elif node.op == "Mul" and node.graph is not None and _silu_as_quick_gelu(node):
+            elif node.op == "Mul" and node.graph is not None and _silu_as_quick_gelu(model, node):
                 done = "silu"
             if done:
                 ctx.numbering.allow(done, node)
                 result.count(done)
-        if "silu" in result.statistics and model.opset(_CONTRIB) is None:
-            model.opset_imports = {**model.opset_imports, _CONTRIB: 1}
         result.changed = bool(result.statistics)
         return result
 
@@ -87,7 +86,9 @@ def _bias_as_row(node: Node) -> bool:
     return False
 
 
-def _silu_as_quick_gelu(node: Node) -> bool:
+def _silu_as_quick_gelu(model: Model, node: Node) -> bool:
+    if node.output.dtype is not DType.FLOAT:
+        return False  # the kernel knows no other
     for index in (0, 1):
         x, gate = node.input(index), node.input(1 - index)
         sigmoid = gate.producer if gate is not None else None
@@ -96,6 +97,7 @@ def _silu_as_quick_gelu(node: Node) -> bool:
         graph = node.graph
         if sigmoid.input(0) is not x or len(gate.uses) != 1 or sigmoid.graph is not graph or graph is None:
             continue
+        import_domain(model, graph, _CONTRIB)
         made = graph.insert_before(
             node,
             "QuickGelu",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from qir.ir.attribute import Attribute
 from qir.ir.graph import Graph
+from qir.ir.journal import EditState, Journaled, journaled
 from qir.ir.node import OpId
 
 __all__ = ["Function"]
@@ -17,7 +18,12 @@ class Function:
     ``attributes`` are the names of required attributes, ``defaults`` those with a default.
     """
 
-    __slots__ = ("attributes", "defaults", "domain", "extra", "graph", "name", "opset_imports", "overload")
+    __slots__ = ("_attributes", "_defaults", "_extra", "_opset_imports", "domain", "graph", "name", "overload")
+
+    attributes: Journaled[tuple[str, ...]] = journaled("_attributes")
+    defaults: Journaled[tuple[Attribute, ...]] = journaled("_defaults")
+    opset_imports: Journaled[Mapping[str, int]] = journaled("_opset_imports")
+    extra: Journaled[bytes | None] = journaled("_extra")
 
     def __init__(
         self,
@@ -35,11 +41,15 @@ class Function:
         self.name = name
         self.overload = overload
         self.graph = graph
-        self.attributes = attributes
-        self.defaults = defaults
-        self.opset_imports = dict(opset_imports or {})
-        self.extra = extra
+        self._attributes = attributes
+        self._defaults = defaults
+        self._opset_imports: Mapping[str, int] = dict(opset_imports or {})
+        self._extra = extra
         graph.function = self
+
+    @property
+    def _state(self) -> EditState:
+        return self.graph._state
 
     @property
     def op_id(self) -> OpId:

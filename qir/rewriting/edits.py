@@ -14,6 +14,7 @@ __all__ = [
     "constant_of",
     "erase_dead",
     "forward",
+    "import_domain",
     "ints_of",
     "is_annotated",
     "is_pure",
@@ -43,6 +44,20 @@ def opset_of(model: Model, graph: Graph) -> int:
         return model.opset() or 0
     imports = graph.function.opset_imports
     return imports.get("", imports.get("ai.onnx", 0))
+
+
+def import_domain(model: Model, graph: Graph, domain: str, version: int = 1) -> None:
+    """Make the operators of ``domain`` usable in ``graph``: imported by the model, and by the function it is part of.
+
+    A version that is imported already stays.
+    """
+    if model.opset(domain) is None:
+        model.opset_imports = {**model.opset_imports, domain: version}
+    while graph.outer is not None:
+        graph = graph.outer
+    function = graph.function
+    if function is not None and domain not in function.opset_imports:
+        function.opset_imports = {**function.opset_imports, domain: model.opset(domain) or version}
 
 
 def is_pure(node: Node, functions: Container[OpId] = ()) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from qir.codegen import to_bytes
 from qir.ir import Model
 from qir.passes.legalize import Legalize
-from qir.pipeline import Pipeline
+from qir.pipeline import PassContext, Pipeline
 from qir.runtime.session import PLAIN, OrtRunner
 from tests.passes.int8 import feeds, model, node
-from tests.passes.support import assert_close
+from tests.passes.support import assert_close, onnx_text, outputs
 from tests.textual import CheckPass
 
 
@@ -102,3 +103,29 @@ def test_a_sigmoid_that_is_an_output_stays() -> None:
 
 def test_a_model_with_nothing_to_do_is_unchanged() -> None:
     assert not Pipeline([Legalize()]).run(graph("%y = Relu(%x)", "%x: f32[1,8]")).changed
+
+
+def test_in_a_function_the_contrib_domain_is_imported_by_the_function_too() -> None:
+    model = onnx_text(
+        """main (float[2,4] x) => (float[2,4] y) { y = local.Swish(x) }
+        <domain: "local", opset_import: ["" : 17]>
+        Swish (a) => (b) { s = Sigmoid(a)  b = Mul(a, s) }"""
+    )
+    model.opset_imports = {**model.opset_imports, "local": 1}
+    feed = {"x": np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)}
+    expected = outputs(model, feed)
+    result = Pipeline(["legalize"]).run(model)
+    (function,) = result.model.functions.values()
+    assert [node.op for node in function.graph.nodes] == ["QuickGelu"]
+    assert function.opset_imports == {"": 17, "com.microsoft": 1}
+    assert_close(outputs(result.model, feed), expected)
+    model.begin("undone")
+    Legalize().run(model, PassContext())
+    model.rollback()
+    (function,) = model.functions.values()
+    assert function.opset_imports == {"": 17}
+
+
+def test_silu_in_another_type_than_float32_stays() -> None:
+    text = "main (double[2,4] x) => (double[2,4] y) { s = Sigmoid(x)  y = Mul(x, s) }"
+    assert not Legalize().run(onnx_text(text), PassContext()).changed
