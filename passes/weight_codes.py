@@ -177,7 +177,7 @@ def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQ
     hessians = []
     for columns in slices:
         moments = Moments(whole.shape[0], columns.stop - columns.start)
-        moments.add(np.ascontiguousarray(whole[..., columns]))
+        moments.add(whole[..., columns].astype(np.float64))
         hessians.append(moments.hessian(mean_weight))
     strength = np.concatenate([np.diagonal(hessian, axis1=1, axis2=2) for hessian in hessians], axis=1)
     # A dead input still has a weight, which some other input may wake.

@@ -24,6 +24,7 @@ __all__ = ["Moments", "output_error", "round_codes", "round_levels"]
 
 _BLOCK = 128
 _EXACT_IN_FLOAT32 = 1 << 24
+_EXACT_IN_FLOAT64 = 1 << 53
 
 
 class Moments:
@@ -38,9 +39,11 @@ class Moments:
         self._rows = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """``rows``: float32 whole numbers of magnitude at most 2^12, shape (groups, any number, columns)."""
+        """``rows``: whole numbers of magnitude at most 2^12, shape (groups, any number, columns); float32, or float64,
+        which is faster for magnitudes above 2^9."""
         largest = max(1, int(np.abs(rows).max(initial=0)))
-        step = max(1, _EXACT_IN_FLOAT32 // largest**2)  # so many products add up without rounding in float32
+        exact = _EXACT_IN_FLOAT64 if rows.dtype == np.float64 else _EXACT_IN_FLOAT32
+        step = max(1, exact // largest**2)  # so many products add up without rounding
         for start in range(0, rows.shape[1], step):
             part = rows[:, start : start + step]
             self._products += np.swapaxes(part, 1, 2) @ part
