@@ -16,6 +16,7 @@ import numpy as np
 from qir.ir import DType, DynamicQuant, Model, Node, StaticQuant, Tensor, TensorType, Use, Value
 from qir.pipeline.contract import PassResult
 from qir.quant.arithmetic import dequantize, scale_shape
+from qir.quant.detect import is_quantized
 from qir.rewriting.edits import constant_of
 
 __all__ = ["MOVEMENT", "Codes", "Lifting", "NotLiftable", "static_type"]
@@ -124,7 +125,7 @@ class Lifting:
         chosen = MOVEMENT[node.op]
         indices = range(len(node.uses)) if chosen is None else chosen
         operands = [node.input(index) for index in indices]
-        if node.op == "Gather":
+        if 0 in indices:
             self._table(node)
         if any(operand is None or operand not in self.codes for operand in operands):
             return
@@ -138,20 +139,23 @@ class Lifting:
         for index, code in zip(indices, codes, strict=True):
             inputs[index] = code.value
         attributes = dict(node.attributes)
-        self.replace(
-            node, node.op, inputs, attributes, {index: first for index in indices}, [first] * len(node.outputs)
-        )
+        self.replace(node, node.op, inputs, attributes, dict.fromkeys(indices, first), [first] * len(node.outputs))
 
     def _table(self, node: Node) -> None:
-        """Enter a constant table of codes, whose type only the reader of its rows knows."""
+        """Enter a constant table of codes, whose type only the reader of what is taken from it knows."""
         table = node.input(0)
-        reader = next((user for user in node.output.users if user.op == "DequantizeLinear"), None)
         content = constant_of(table)
-        if reader is None or table is None or content is None or content.dtype not in (DType.INT8, DType.UINT8):
+        if table is None or content is None or content.dtype not in (DType.INT8, DType.UINT8) or table in self.codes:
             return
-        quant = static_type(reader.input(1), reader.input(2), content.dtype)
+        use, reader = _first_use(node.output)
+        while reader is not None and reader.op in MOVEMENT and reader.domain == "":
+            use, reader = _first_use(reader.output)
+        if reader is None or not is_quantized(reader):
+            return
+        # Whatever reads codes has their scale and zero point behind them in its list of operands.
+        quant = static_type(reader.input(use + 1), reader.input(use + 2), content.dtype)
         if quant.axis is None:
-            self.codes.setdefault(table, Codes(self.weight(table, quant), quant))
+            self.codes[table] = Codes(self.weight(table, quant), quant)
 
     def operand(self, node: Node, index: int, quant: StaticQuant) -> Value:
         """The float value whose codes a node reads at ``index`` under ``quant``, constants included."""
@@ -325,6 +329,11 @@ def static_type(
     if shape is not None:
         scale_shape(shape, made)
     return made
+
+
+def _first_use(value: Value) -> tuple[int, Node | None]:
+    use = value.uses.first
+    return (0, None) if use is None else (use.index, use.node)
 
 
 def _zero_points(zeros: Tensor, dtype: DType) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qir.ir import Attribute, DerivedQuant, DType, DynamicQuant, Node, StaticQuant, Tensor, Value
-from qir.passes._lift_codes import Lifting, NotLiftable, static_type
+from qir.passes._lift_codes import Codes, Lifting, NotLiftable, static_type
 from qir.quant.arithmetic import bias_quant, dequantize
 from qir.rewriting.edits import constant_of
 
@@ -130,37 +130,81 @@ def _reduce_mean(node: Node, lifting: Lifting) -> None:
     _unary("ReduceMean")(node, lifting)
 
 
-# Dynamic activations
+# Integer products with a float result
 
 
 def _integer_product(node: Node, lifting: Lifting) -> None:
-    """MatMulInteger, Cast, Mul by both scales: what stands for a product of dynamic activations in standard ONNX."""
+    """MatMulInteger or ConvInteger, Cast, Mul by both scales: standard ONNX for a product with a float result."""
     source = lifting.codes.get(node.input(0))  # type: ignore[arg-type]
-    if source is None or source.scale is None:
-        raise NotLiftable("its activation is no result of DynamicQuantizeLinear")
-    if node.input(2) is not source.zero:
-        raise NotLiftable("its zero point is not that of its activation's quantizer")
+    if source is None:
+        raise NotLiftable("its activation is no result of a quantizer")
     cast = _only_reader(node.output)
     last = _only_reader(cast.output) if cast is not None and cast.op == "Cast" else None
     if cast is None or last is None or last.op != "Mul" or cast.get("to") != DType.FLOAT.code:
         raise NotLiftable("its sums are not cast to float and scaled right away")
     factor = last.input(1) if last.input(0) is cast.output else last.input(0)
+    is_conv = node.op == "ConvInteger"
+    codes = constant_of(node.input(1))
+    if codes is None:
+        raise NotLiftable("its weight is not constant")
+    axis = 0 if is_conv else len(codes.shape) - 1
+    if source.scale is None:
+        weight, between = _static_factor(node, source, factor, axis), [cast]
+    else:
+        scale, maker = _dynamic_factor(node, source, factor)
+        weight = static_type(scale, node.input(3), codes.dtype, axis, shape=codes.shape)
+        between = [cast, maker]
+    weight_value = node.input(1)
+    assert weight_value is not None
+    lifting.replace(
+        node, "Conv" if is_conv else "MatMul", [source.value, lifting.weight(weight_value, weight)],
+        _attributes(node), {0: source.quant, 1: weight}, [None], instead=last, between=between,
+        kernel="dynamic" if source.scale is not None else "integer",
+    )  # fmt: skip
+
+
+def _dynamic_factor(node: Node, source: Codes, factor: Value | None) -> tuple[Value, Node]:
+    """The weight's scale, and the node that multiplies it with the activation's."""
+    if node.input(2) is not source.zero:
+        raise NotLiftable("its zero point is not that of its activation's quantizer")
     maker = factor.producer if factor is not None else None
     if maker is None or maker.op != "Mul" or source.scale not in maker.inputs:
         raise NotLiftable("its scales are not multiplied with each other")
     scale = maker.input(1) if maker.input(0) is source.scale else maker.input(0)
-    is_conv = node.op == "ConvInteger"
-    weight_value, numbers = node.input(1), constant_of(scale)
-    codes = constant_of(weight_value)
-    if numbers is None or codes is None or weight_value is None:
-        raise NotLiftable("its weight or the scale of that is not constant")
-    axis = 0 if is_conv else len(codes.shape) - 1
-    weight = static_type(scale, node.input(3), codes.dtype, axis, shape=codes.shape)
-    lifting.replace(
-        node, "Conv" if is_conv else "MatMul", [source.value, lifting.weight(weight_value, weight)],
-        _attributes(node), {0: source.quant, 1: weight}, [None], instead=last, between=[cast, maker],
-        kernel="dynamic",
-    )  # fmt: skip
+    if scale is None or constant_of(scale) is None:
+        raise NotLiftable("the scale of its weight is not constant")
+    return scale, maker
+
+
+def _static_factor(node: Node, source: Codes, factor: Value | None, axis: int) -> StaticQuant:
+    """The weight's type where one constant holds the product of its scale and the activation's."""
+    product, codes = constant_of(factor), constant_of(node.input(1))
+    x = source.quant
+    if product is None or codes is None or not isinstance(x, StaticQuant) or x.axis is not None:
+        raise NotLiftable("its scales are not constant")
+    zero = constant_of(node.input(2))
+    if (0 if zero is None else int(zero.numpy().reshape(-1)[0])) != x.zero_point[0]:
+        raise NotLiftable("its zero point is not that of its activation's quantizer")
+    scale = _factor_of(product.numpy().reshape(-1).astype(np.float32), np.float32(x.scale[0]))
+    points = constant_of(node.input(3))
+    zeros = (0,) if points is None else tuple(int(point) for point in points.numpy().reshape(-1).astype(np.int64))
+    if scale.size == 1:
+        return StaticQuant(codes.dtype, (float(scale[0]),), zeros[:1])
+    if scale.size != codes.shape[axis]:
+        raise NotLiftable("it has not as many scales as columns")
+    return StaticQuant(codes.dtype, tuple(scale.tolist()), zeros[:1] if len(set(zeros)) == 1 else zeros, axis)
+
+
+def _factor_of(product: np.ndarray, one: np.float32) -> np.ndarray:
+    """float32 numbers that times ``one`` give ``product`` to the bit, where such ones are next to the quotient."""
+    quotient = (product.astype(np.float64) / np.float64(one)).astype(np.float32)
+    best = quotient.copy()
+    for candidate in (np.nextafter(quotient, np.float32(0)), np.nextafter(quotient, np.float32(np.inf))):
+        best = np.where((best * one != product) & (candidate * one == product), candidate, best)
+    return best.astype(np.float32)
+
+
+# Kernels that quantize and scale by themselves
 
 
 def _dynamic_product(node: Node, lifting: Lifting) -> None:

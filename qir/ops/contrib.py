@@ -107,9 +107,17 @@ CONTRIB: Mapping[str, ContribOp] = {
     "QLinearGlobalAveragePool": _op("X x_scale x_zero_point y_scale y_zero_point -> Y", {"channels_last": 0}),
     "QLinearLeakyRelu": _op(_UNARY, {"alpha": 0.01}),
     "QLinearMul": _op(_BINARY),
+    "QLinearReduceMean": _op(
+        "data data_scale data_zero_point? reduced_scale reduced_zero_point? -> reduced",
+        {"axes": AttrKind.INTS, "keepdims": AttrKind.INT},
+        required="axes keepdims",
+    ),
     "QLinearSigmoid": _op(_UNARY),
     "QLinearSoftmax": _op(
         "X X_scale x_zero_point? y_scale y_zero_point -> Y", {"axis": -1, "opset": AttrKind.INT}, required="opset"
+    ),
+    "QLinearWhere": _op(
+        "condition X x_scale x_zero_point Y y_scale y_zero_point z_scale z_zero_point -> Z",
     ),
     "QuantizeLinear": _op("x y_scale y_zero_point? -> y", {"axis": AttrKind.INT}),
     "QuickGelu": _op("X -> Y", {"alpha": 1.702}),
