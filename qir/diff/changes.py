@@ -409,6 +409,33 @@ class GraphDiff:
         """The entries of these kinds, in order."""
         return [change for change in self.changes if change.kind in kinds]
 
+    def to_text(self, *, width: int = 80, colour: bool = False, max_changes: int | None = None) -> str:
+        """For a terminal: summary first, ``width`` columns wide."""
+        from qir.diff.render.text import to_text
+
+        return to_text(self, width=width, colour=colour, max_changes=max_changes)
+
+    def to_markdown(self, *, max_changes: int | None = None) -> str:
+        """For a pull request: pictures in Mermaid, collapsed sections, at most 60,000 characters."""
+        from qir.diff.render.markdown import to_markdown
+
+        return to_markdown(self, max_changes=max_changes)
+
+    def to_html(self, *, max_changes: int | None = None) -> str:
+        """One page that needs nothing but itself."""
+        from qir.diff.render.html import to_html
+
+        return to_html(self, max_changes=max_changes)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from qir.diff.render.html import to_html_fragment
+
+        return to_html_fragment(self)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
     def to_json(self, *, pairs: bool = False) -> dict[str, Any]:
         """What ``docs/diff.schema.json`` describes, ready for ``json.dumps``; ``pairs`` adds the matched node ids."""
         made: dict[str, Any] = {

@@ -1,0 +1,261 @@
+"""``diff``: two models in, a ``GraphDiff`` out."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qir.diff.changes import Change, ChangeKind, Detail, GraphDiff, ModelSide, Summary
+from qir.diff.compare import Comparison, metadata_details
+from qir.diff.describe import Describer
+from qir.diff.facts import model_facts
+from qir.diff.folding import fold_model
+from qir.diff.view import Interner, View, ViewMaker, attribute_key
+from qir.errors import OptionError, suggest
+from qir.ir import Function, Model, OpId
+
+__all__ = ["NOTES", "diff"]
+
+NOTES = frozenset({ChangeKind.IR_VERSION_CHANGED, ChangeKind.PRODUCER_CHANGED, ChangeKind.DOC_CHANGED})
+"""Kinds of differences that leave two models identical."""
+
+
+def diff(
+    old: Model | str | os.PathLike[str],
+    new: Model | str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    ignore: Collection[str] = (),
+) -> GraphDiff:
+    """What differs between two models (or ONNX files), whatever was renamed, reordered or stored in another form.
+
+    ``weights``: whether statistics of changed weights can be asked for. ``ignore``: kinds of changes to leave out, by
+    the names of ``ChangeKind`` ("weight-changed"). Raises ModelError for a file that cannot be read, OptionError for an
+    unknown kind.
+    """
+    ignored = _kinds(ignore)
+    with _collector_off():
+        models, names = [], []
+        for given in (old, new):
+            model, name = _load(given)
+            models.append(model)
+            names.append(name)
+        return _diff(models[0], models[1], names, weights, ignored)
+
+
+def _diff(a: Model, b: Model, names: list[str], weights: bool, ignored: frozenset[ChangeKind]) -> GraphDiff:
+    intern = Interner()
+    makers = [ViewMaker(model, fold_model(model), intern) for model in (a, b)]
+    views = [maker.view(maker.model.graph) for maker in makers]
+    functions: list[dict[OpId, View]] = [
+        {op_id: maker.view(function.graph, _scope(function)) for op_id, function in maker.model.functions.items()}
+        for maker in makers
+    ]
+    comparison = Comparison(Describer(a), Describer(b), intern, weights=weights)
+    comparison.graphs(views[0], views[1], {})
+    for op_id, view in functions[0].items():
+        if (other := functions[1].get(op_id)) is not None:
+            comparison.graphs(view, other, {})
+    found = [
+        *comparison.interface,
+        *_function_changes(a, b),
+        *comparison.nodes,
+        *comparison.quantized,
+        *comparison.parameter_changes(),
+        *comparison.weight_changes(),
+        *_opset_changes(a, b),
+        *_metadata_changes(a, b, comparison),
+        *_notes(a, b, comparison),
+    ]
+    kept = [change for change in found if change.kind not in ignored]
+    changes = tuple(change for change in kept if change.kind not in NOTES)
+    notes = tuple(change for change in kept if change.kind in NOTES)
+    sides = [
+        ModelSide(name, model_facts(model, [view, *inner.values()]), model)
+        for name, model, view, inner in zip(names, (a, b), views, functions, strict=True)
+    ]
+    summary = _summary(changes, len(notes), len(found) - len(kept))
+    return GraphDiff(summary, changes, sides[0], sides[1], notes, comparison.pairs)
+
+
+def _summary(changes: tuple[Change, ...], notes: int, ignored: int) -> Summary:
+    kinds = Counter(change.kind for change in changes)
+    requantized = [change for change in changes if change.kind is ChangeKind.QUANTIZATION_CHANGED]
+    scales = sum(_only_parameters(change) for change in requantized)
+    quantization = len(requantized) - scales
+    return Summary(
+        nodes_added=kinds[ChangeKind.NODE_ADDED],
+        nodes_removed=kinds[ChangeKind.NODE_REMOVED],
+        nodes_changed=kinds[ChangeKind.NODE_CHANGED] + kinds[ChangeKind.REGION_REPLACED] + quantization,
+        weights_changed=kinds[ChangeKind.WEIGHT_CHANGED] + scales,
+        inputs_changed=kinds[ChangeKind.INPUT_CHANGED],
+        outputs_changed=kinds[ChangeKind.OUTPUT_CHANGED],
+        types_changed=kinds[ChangeKind.TYPE_CHANGED],
+        functions_changed=sum(
+            kinds[kind]
+            for kind in (ChangeKind.FUNCTION_ADDED, ChangeKind.FUNCTION_REMOVED, ChangeKind.FUNCTION_CHANGED)
+        ),
+        regions_replaced=kinds[ChangeKind.REGION_REPLACED],
+        quantization_changed=quantization,
+        scales_changed=scales,
+        opsets_changed=kinds[ChangeKind.OPSET_CHANGED],
+        metadata_changed=kinds[ChangeKind.METADATA_CHANGED] + kinds[ChangeKind.OTHER_CHANGED],
+        notes=notes,
+        ignored=ignored,
+    )
+
+
+def _only_parameters(change: Change) -> bool:
+    return bool(change.details) and all(detail.aspect == "content" for detail in change.details)
+
+
+def _function_changes(a: Model, b: Model) -> Iterator[Change]:
+    for op_id, function in a.functions.items():
+        other = b.functions.get(op_id)
+        name = _function_name(function)
+        if other is None:
+            yield Change(ChangeKind.FUNCTION_REMOVED, f"function {name} removed", _scope(function), name, None)
+            continue
+        details = _signature_details(function, other)
+        if details:
+            yield Change(
+                ChangeKind.FUNCTION_CHANGED, f"function {name}: {', '.join(d.name for d in details)}", _scope(function),
+                name, name, details=tuple(details),
+            )  # fmt: skip
+    for op_id, function in b.functions.items():
+        if op_id not in a.functions:
+            name = _function_name(function)
+            yield Change(ChangeKind.FUNCTION_ADDED, f"function {name} added", _scope(function), None, name)
+
+
+def _signature_details(old: Function, new: Function) -> list[Detail]:
+    defaults = [{a.name: repr(attribute_key(a)) for a in function.defaults} for function in (old, new)]
+    pairs = (
+        ("inputs", str(len(old.graph.inputs)), str(len(new.graph.inputs))),
+        ("outputs", str(len(old.graph.outputs)), str(len(new.graph.outputs))),
+        ("attributes", ", ".join(sorted(old.attributes)), ", ".join(sorted(new.attributes))),
+        ("defaults", str(sorted(defaults[0].items())), str(sorted(defaults[1].items()))),
+        ("imports", str(sorted(old.opset_imports.items())), str(sorted(new.opset_imports.items()))),
+    )
+    return [Detail("content", name, one, two) for name, one, two in pairs if one != two]
+
+
+def _function_name(function: Function) -> str:
+    overload = f":{function.overload}" if function.overload else ""
+    return f"{function.domain}:{function.name}{overload}"
+
+
+def _scope(function: Function) -> str:
+    return f"function {_function_name(function)}"
+
+
+def _opset_changes(a: Model, b: Model) -> Iterator[Change]:
+    old, new = (
+        {domain if domain != "ai.onnx" else "": version for domain, version in model.opset_imports.items()}
+        for model in (a, b)
+    )
+    for domain in sorted(old.keys() | new.keys()):
+        one, two = (None if domain not in side else str(side[domain]) for side in (old, new))
+        if one != two:
+            name = domain or "ai.onnx"
+            title = f"opset {name}: {one or 'not imported'} -> {two or 'not imported'}"
+            yield Change(ChangeKind.OPSET_CHANGED, title, "", one, two, details=(Detail("version", name, one, two),))
+
+
+def _metadata_changes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
+    details = metadata_details(a.metadata, b.metadata)
+    details += metadata_details(a.graph.metadata, b.graph.metadata, "graph ")
+    if details:
+        keys = ", ".join(detail.name for detail in details)
+        yield Change(ChangeKind.METADATA_CHANGED, f"metadata of the model: {keys}", details=tuple(details))
+    if comparison.metadata:
+        keys = ", ".join(sorted({d.name for _, _, found in comparison.metadata for d in found}))
+        yield Change(
+            ChangeKind.METADATA_CHANGED,
+            f"metadata of {_count(len(comparison.metadata), 'node')}: {keys}",
+            old=tuple(old for old, _, _ in comparison.metadata),
+            new=tuple(new for _, new, _ in comparison.metadata),
+            details=tuple(
+                Detail("metadata", f"{new.name}: {detail.name}", detail.before, detail.after)
+                for _, new, found in comparison.metadata
+                for detail in found
+            ),
+        )
+    if a.extra != b.extra or a.graph.extra != b.graph.extra:
+        yield Change(ChangeKind.OTHER_CHANGED, "parts of the file that qir only carries along")
+
+
+def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
+    if a.ir_version != b.ir_version:
+        one, two = (None if model.ir_version is None else str(model.ir_version) for model in (a, b))
+        yield Change(ChangeKind.IR_VERSION_CHANGED, f"IR version {one} -> {two}", "", one, two)
+    fields = ("producer_name", "producer_version", "domain", "model_version")
+    details = [
+        Detail("content", name.replace("_", " "), _text(getattr(a, name)), _text(getattr(b, name)))
+        for name in fields
+        if getattr(a, name) != getattr(b, name)
+    ]
+    if a.graph.name != b.graph.name:
+        details.append(Detail("name", "graph", a.graph.name, b.graph.name))
+    if details:
+        said = ", ".join(f"{detail.name} {detail.before} -> {detail.after}" for detail in details)
+        yield Change(ChangeKind.PRODUCER_CHANGED, said, details=tuple(details))
+    docs = [
+        Detail("doc", what, _text(one), _text(two))
+        for what, one, two in (("model", a.doc, b.doc), ("graph", a.graph.doc, b.graph.doc))
+        if one != two
+    ]
+    if docs or comparison.docs:
+        parts = [detail.name for detail in docs]
+        if comparison.docs:
+            parts.append(_count(len(comparison.docs), "node"))
+        yield Change(
+            ChangeKind.DOC_CHANGED,
+            f"doc strings of {', '.join(parts)}",
+            old=tuple(old for old, _ in comparison.docs),
+            new=tuple(new for _, new in comparison.docs),
+            details=tuple(docs),
+        )
+
+
+def _text(value: object) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _kinds(ignore: Collection[str]) -> frozenset[ChangeKind]:
+    known = {kind.value: kind for kind in ChangeKind}
+    names = [ignore] if isinstance(ignore, str) else list(ignore)
+    for name in names:
+        if name not in known:
+            raise OptionError(
+                f"no kind of change is called {name!r}{suggest(name, known)}; there are {', '.join(known)}"
+            )
+    return frozenset(known[name] for name in names)
+
+
+def _load(given: Model | str | os.PathLike[str]) -> tuple[Model, str]:
+    if isinstance(given, Model):
+        return given, given.graph.name
+    from qir.frontend import load
+
+    return load(given), Path(given).name
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No cyclic collection while many objects are made that all stay: it would only walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,135 @@
+"""One model in numbers: operators, parameters, multiply-accumulates, bytes, and which numbers it computes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from qir.analysis.cost import node_cost
+from qir.diff.changes import ModelFacts
+from qir.diff.folding import Note
+from qir.diff.view import Constant, View, all_views
+from qir.ir import Model, Node, SparseTensor, Tensor, TensorType, Value, format_type
+
+__all__ = ["model_facts"]
+
+_PRODUCTS = frozenset(
+    {
+        *("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention", "FusedMatMul", "FusedConv"),
+        *("FusedGemm", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "Einsum", "DeformConv"),
+    }
+)
+_INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger"})
+
+
+def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
+    """``views`` are those of the main graph and of all functions."""
+    views = [inner for view in views for inner in all_views(view)]
+    nodes = [node for node in model.walk() if node.op != "Constant"]
+    constants = _constants(model)
+    bytes_by_dtype: Counter[str] = Counter()
+    for tensor in constants:
+        bytes_by_dtype[str(tensor.dtype)] += tensor.nbytes
+    macs, unknown = _macs(nodes)
+    graph = model.graph
+    return ModelFacts(
+        nodes=len(nodes),
+        ops=_most_first(Counter(map(_op_name, nodes))),
+        parameters=sum(tensor.size for tensor in constants),
+        bytes_by_dtype=_most_first(bytes_by_dtype),
+        macs=macs,
+        macs_unknown=unknown,
+        precision=_most_first(_precision(views)),
+        opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        inputs={value.name: format_type(value.type) for value in graph.inputs if value.const is None},
+        outputs={value.name: format_type(value.type) for value in graph.outputs},
+    )
+
+
+def _op_name(node: Node) -> str:
+    return f"{node.domain}.{node.op}" if node.domain not in ("", "ai.onnx") else node.op
+
+
+def _most_first(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _constants(model: Model) -> list[Tensor]:
+    """Dense tensors of initializers and of Constant nodes; a sparse one stands for its values and indices. Each once."""
+    found: dict[int, Tensor] = {}
+
+    def add(content: Constant | None) -> None:
+        if isinstance(content, SparseTensor):
+            add(content.values)
+            add(content.indices)
+        elif content is not None:
+            found[id(content)] = content
+
+    for graph in model.graphs():
+        for value in graph.initializers:
+            add(value.const)
+    for node in model.walk():
+        if node.op == "Constant":
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, Tensor | SparseTensor):
+                    add(attribute.value)
+    return list(found.values())
+
+
+def _macs(nodes: list[Node]) -> tuple[int | None, int]:
+    total = unknown = known = 0
+    for node in nodes:
+        if node.op not in _PRODUCTS and node.op not in _INTEGER_PRODUCTS:
+            continue
+        macs = node_cost(node).macs
+        if macs is None:
+            unknown += 1
+        elif macs:
+            known += 1
+            total += macs
+    return (total if known or not unknown else None), unknown
+
+
+def _precision(views: list[View]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for view in views:
+        for number, op in enumerate(view.ops):
+            if op[1] in _PRODUCTS or view.nodes[number].op in _INTEGER_PRODUCTS:
+                counts[_numbers_of(view, number)] += 1
+    return counts
+
+
+def _numbers_of(view: View, number: int) -> str:
+    """``u8 x s8``, ``dynamic u8 x s8``, ``s4 weights``, ``f32``."""
+    activation: Note | None = None
+    weight: Note | None = None
+    for slot in view.slots[number]:
+        if slot.note is None or slot.index > 2:
+            continue
+        if view.values[slot.value].constant is None:
+            activation = activation or slot.note
+        elif weight is None:
+            weight = slot.note
+    if activation is None and weight is None:
+        return _float_type(view, number)
+    if activation is None:
+        assert weight is not None
+        return f"{weight.dtype} weights"
+    dynamic = "dynamic " if activation.dynamic else ""
+    return f"{dynamic}{activation.dtype} x {weight.dtype if weight is not None else activation.dtype}"
+
+
+def _float_type(view: View, number: int) -> str:
+    for slot in view.slots[number]:
+        content = view.values[slot.value]
+        dtype = content.constant.dtype if content.constant is not None else _dtype(content.value)
+        if dtype is not None:
+            return str(dtype)
+    for value in view.nodes[number].outputs:
+        if (dtype := _dtype(value)) is not None:
+            return str(dtype)
+    return "?"
+
+
+def _dtype(value: Value | None) -> object:
+    return value.type.dtype if value is not None and isinstance(value.type, TensorType) else None

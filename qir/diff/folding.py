@@ -1,0 +1,263 @@
+"""Quantization folded: what a quantized model computes, read as a float graph with notes at its operands.
+
+Quantizers and dequantizers disappear, a QLinearConv is a Conv, a MatMulInteger with its casts is a MatMul; each operand
+carries a note of how it is stored. So a float model and its integer form have the same shape, and a diff of the two is
+a diff of notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qir.ir import DType, Model, Node, OpId, Tensor, Value
+
+__all__ = ["Folding", "Note", "Operand", "fold_model", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """How an operand is stored: in which type, with which parameters (None where they are computed at run time)."""
+
+    dtype: DType | None
+    scale: Value | None
+    zero: Value | None
+    axis: int | None = None
+    block: int = 0
+    dynamic: bool = False
+    integer: bool = False
+    """The node itself takes integers (QLinearConv, MatMulInteger ...), it needs no dequantizer."""
+    nodes: tuple[Node, ...] = ()
+    """The quantizers and dequantizers that it stands for."""
+
+
+Operand = tuple[Value | None, Note | None]
+"""What a folded node reads (None: a missing optional operand), and how it is stored (None: as it is)."""
+
+
+@dataclass(slots=True)
+class Folding:
+    """``gone``: nodes that notes stand for. ``alias``: what a value is without quantization. ``nodes``: operator and
+    operands of integer kernels as their float operator has them. ``results``: notes of what such kernels store."""
+
+    gone: set[Node]
+    alias: dict[Value, Operand]
+    nodes: dict[Node, tuple[OpId, list[Operand]]]
+    results: dict[Node, Note]
+
+
+def fold_model(model: Model) -> Folding:
+    """Linear. Quantizers whose integers leave a graph stay, and what reads them."""
+    folding = Folding(set(), {}, {}, {})
+    for node in model.walk():
+        if node.op in _FOLDS and node.domain in ("", "ai.onnx", "com.microsoft"):
+            _FOLDS[node.op](node, folding)
+    return folding
+
+
+def resolve(value: Value | None, folding: Folding) -> Operand:
+    """The value behind quantizers, with the note nearest to the reader."""
+    note: Note | None = None
+    while value is not None and (alias := folding.alias.get(value)) is not None:
+        value = alias[0]
+        note = _merged(note, alias[1])
+    return value, note
+
+
+def _merged(near: Note | None, far: Note | None) -> Note | None:
+    if near is None or far is None:
+        return near or far
+    return Note(
+        near.dtype or far.dtype, near.scale or far.scale, near.zero or far.zero,
+        near.axis if near.axis is not None else far.axis, near.block or far.block,
+        near.dynamic or far.dynamic, near.integer or far.integer, near.nodes + far.nodes,
+    )  # fmt: skip
+
+
+def _constant(value: Value | None) -> bool:
+    if value is None or value.const is not None:
+        return True
+    producer = value.producer
+    return producer is not None and producer.op == "Constant"
+
+
+def _dtype(value: Value | None) -> DType | None:
+    if value is None:
+        return None
+    if isinstance(value.const, Tensor):
+        return value.const.dtype
+    producer = value.producer
+    if producer is not None and producer.op == "Constant" and isinstance(tensor := producer.get("value"), Tensor):
+        return tensor.dtype
+    return value.dtype
+
+
+def _quantizer(node: Node, folding: Folding) -> None:
+    scale, zero = node.input(1), node.input(2)
+    if not _constant(scale) or not _constant(zero) or node.output.is_output or node.input(0) is None:
+        return
+    dtype = _dtype(zero) or DType.UINT8
+    if not all(_reads_integers(user) for user in node.output.users) or not node.output.uses:
+        return
+    folding.gone.add(node)
+    folding.alias[node.output] = (node.input(0), _note(node, dtype, scale, zero))
+
+
+def _note(node: Node, dtype: DType | None, scale: Value | None, zero: Value | None) -> Note:
+    axis = node.get("axis", 1) if scale is not None and scale.shape not in ((), (1,)) else None
+    return Note(dtype, scale, zero, axis, int(node.get("block_size", 0) or 0), nodes=(node,))
+
+
+def _reads_integers(user: Node) -> bool:
+    return user.op == "DequantizeLinear" or (user.op in _FOLDS and user.op not in ("QuantizeLinear",))
+
+
+def _dequantizer(node: Node, folding: Folding) -> None:
+    data, scale, zero = node.input(0), node.input(1), node.input(2)
+    if data is None or not _constant(scale) or not _constant(zero):
+        return
+    source, _ = resolve(data, folding)
+    made_here = source is not None and source.producer is not None and source.producer.op != "Constant"
+    if not made_here and node.output.is_output:
+        return  # nothing would be left of the path from an input to an output
+    folding.gone.add(node)
+    folding.alias[node.output] = (data, _note(node, _dtype(data) or _dtype(zero), scale, zero))
+
+
+def _dynamic_quantizer(node: Node, folding: Folding) -> None:
+    codes = node.outputs[0]
+    if not codes.is_output and all(_reads_integers(user) for user in codes.users):
+        folding.gone.add(node)
+        note = Note(DType.UINT8, None, None, dynamic=True, integer=True, nodes=(node,))
+        folding.alias[codes] = (node.input(0), note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """An integer kernel: its float operator, for each of its operands (data, scale, zero point) by input index, then
+    the parameters of its result. -1: it has none there."""
+
+    op: str
+    operands: tuple[tuple[int, int, int], ...]
+    result: tuple[int, int] | None = None
+
+
+_PLAIN = (-1, -1)
+_KERNELS = {
+    "QLinearConv": _Kernel("Conv", ((0, 1, 2), (3, 4, 5), (8, *_PLAIN)), (6, 7)),
+    "QLinearMatMul": _Kernel("MatMul", ((0, 1, 2), (3, 4, 5)), (6, 7)),
+    "QLinearAdd": _Kernel("Add", ((0, 1, 2), (3, 4, 5)), (6, 7)),
+    "QLinearMul": _Kernel("Mul", ((0, 1, 2), (3, 4, 5)), (6, 7)),
+    "QLinearSigmoid": _Kernel("Sigmoid", ((0, 1, 2),), (3, 4)),
+    "QLinearLeakyRelu": _Kernel("LeakyRelu", ((0, 1, 2),), (3, 4)),
+    "QLinearSoftmax": _Kernel("Softmax", ((0, 1, 2),), (3, 4)),
+    "QLinearGlobalAveragePool": _Kernel("GlobalAveragePool", ((0, 1, 2),), (3, 4)),
+    "QLinearAveragePool": _Kernel("AveragePool", ((0, 1, 2),), (3, 4)),
+    "QGemm": _Kernel("Gemm", ((0, 1, 2), (3, 4, 5), (6, *_PLAIN)), (7, 8)),
+    "MatMulInteger": _Kernel("MatMul", ((0, -1, 2), (1, -1, 3))),
+    "ConvInteger": _Kernel("Conv", ((0, -1, 2), (1, -1, 3))),
+    "MatMulIntegerToFloat": _Kernel("MatMul", ((0, 2, 4), (1, 3, 5), (6, *_PLAIN))),
+    "DynamicQuantizeMatMul": _Kernel("MatMul", ((0, *_PLAIN), (1, 2, 3), (4, *_PLAIN))),
+    "DynamicQuantizeLSTM": _Kernel(
+        "LSTM",
+        ((0, *_PLAIN), (1, 8, 9), (2, 10, 11), *((index, *_PLAIN) for index in range(3, 8))),
+    ),
+    "MatMulNBits": _Kernel("MatMul", ((0, *_PLAIN), (1, 2, 3), (5, *_PLAIN))),
+    "GatherBlockQuantized": _Kernel("Gather", ((0, 2, 3), (1, *_PLAIN))),
+}
+_DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+
+
+def _kernel(node: Node, folding: Folding) -> None:
+    kernel = _KERNELS[node.op]
+    operands = [_kernel_operand(node, *places, folding) for places in kernel.operands]
+    while operands and operands[-1][0] is None:
+        operands.pop()
+    if node.op in _DYNAMIC:
+        value, note = operands[0]
+        operands[0] = (value, _merged(Note(DType.UINT8, None, None, dynamic=True, integer=True), note))
+    folding.nodes[node] = (("", kernel.op, ""), operands)
+    if kernel.result is not None:
+        scale, zero = node.input(kernel.result[0]), node.input(kernel.result[1])
+        folding.results[node] = Note(_dtype(zero), scale, zero, integer=True)
+    if node.op in ("MatMulInteger", "ConvInteger"):
+        _fold_rescaling(node, operands, folding)
+
+
+def _concat(node: Node, folding: Folding) -> None:
+    count = (len(node.inputs) - 2) // 3
+    operands = [_kernel_operand(node, 2 + 3 * i, 3 + 3 * i, 4 + 3 * i, folding) for i in range(count)]
+    folding.nodes[node] = (("", "Concat", ""), operands)
+    folding.results[node] = Note(_dtype(node.input(1)), node.input(0), node.input(1), integer=True)
+
+
+def _kernel_operand(node: Node, data: int, scale: int, zero: int, folding: Folding) -> Operand:
+    value, note = resolve(node.input(data), folding)
+    if value is None:
+        return None, None
+    if scale < 0 and zero < 0:
+        return value, note
+    own_scale = node.input(scale) if scale >= 0 else None
+    own_zero = node.input(zero) if zero >= 0 else None
+    bits = int(node.get("bits", 0) or 0)
+    dtype = (DType.UINT4 if bits == 4 else DType.UINT8) if bits else _dtype(node.input(data)) or _dtype(own_zero)
+    dynamic = own_scale is not None and not _constant(own_scale)
+    own = Note(
+        dtype,
+        None if dynamic else own_scale,
+        None if dynamic or not _constant(own_zero) else own_zero,
+        block=int(node.get("block_size", 0) or 0),
+        integer=node.op not in ("MatMulNBits", "GatherBlockQuantized"),
+    )
+    return value, _merged(own, note)
+
+
+def _fold_rescaling(node: Node, operands: list[Operand], folding: Folding) -> None:
+    """MatMulInteger or ConvInteger, Cast, and products with the scales: one operator. What is not found stays."""
+    cast = _only_user(node.output)
+    if cast is None or cast.op != "Cast":
+        return
+    product = _only_user(cast.output)
+    if product is None or product.op != "Mul":
+        return
+    scale = product.input(0) if product.input(1) is cast.output else product.input(1)
+    if scale is None:
+        return
+    gone = {cast, product}
+    weight_scale: Value | None = None
+    for factor in _factors(scale, gone):
+        producer = factor.producer
+        if _constant(factor):
+            weight_scale = factor
+        elif producer is None or producer.op != "DynamicQuantizeLinear":
+            return
+    folding.gone |= gone
+    folding.alias[product.output] = (node.output, None)
+    if weight_scale is not None and len(operands) > 1:
+        value, note = operands[1]
+        operands[1] = (value, _merged(Note(None, weight_scale, None, integer=True), note))
+
+
+def _factors(scale: Value, gone: set[Node]) -> Iterator[Value]:
+    producer = scale.producer
+    if producer is not None and producer.op == "Mul" and not scale.is_output and len(scale.uses) == 1:
+        gone.add(producer)
+        for value in producer.inputs:
+            if value is not None:
+                yield value
+    else:
+        yield scale
+
+
+def _only_user(value: Value) -> Node | None:
+    uses = list(value.uses)
+    return uses[0].node if len(uses) == 1 else None
+
+
+_FOLDS = {
+    "QuantizeLinear": _quantizer,
+    "DequantizeLinear": _dequantizer,
+    "DynamicQuantizeLinear": _dynamic_quantizer,
+    "QLinearConcat": _concat,
+    **dict.fromkeys(_KERNELS, _kernel),
+}

@@ -1,0 +1,168 @@
+"""A matching of two graphs, and what stands around the nodes that it leaves over."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from qir.diff.view import Content, View
+
+__all__ = ["Around", "GraphMatch", "around", "problems"]
+
+_REACH = 64
+"""Nodes without a counterpart that are looked through for what lies behind them."""
+
+
+@dataclass(slots=True)
+class GraphMatch:
+    """``forward[i]``: the node of ``b`` that node i of ``a`` is, -1 for none; ``backward`` the inverse. ``inputs`` and
+    ``outputs``: pairs of places in the graphs' lists. ``down_a``, ``down_b``: ranks of what nodes compute."""
+
+    a: View
+    b: View
+    forward: list[int]
+    backward: list[int]
+    inputs: list[tuple[int, int]] = field(default_factory=list)
+    outputs: list[tuple[int, int]] = field(default_factory=list)
+    down_a: list[int] = field(default_factory=list)
+    down_b: list[int] = field(default_factory=list)
+    leaf_a: dict[int, int] = field(default_factory=dict)
+    """By value: ranks of inputs and captured values, equal for those that correspond."""
+    leaf_b: dict[int, int] = field(default_factory=dict)
+    order_a: list[int] = field(default_factory=list)
+    order_b: list[int] = field(default_factory=list)
+
+    def same_value(self, va: int, vb: int) -> bool:
+        """Whether a value of ``a`` and one of ``b`` correspond: results of matched nodes, equal computations, inputs.
+
+        Constants do where both are constants, whatever they hold.
+        """
+        a, b = self.a.values[va], self.b.values[vb]
+        if a.producer >= 0 and b.producer >= 0:
+            if a.index != b.index:
+                return False
+            return self.forward[a.producer] == b.producer or self.down_a[a.producer] == self.down_b[b.producer]
+        if a.producer >= 0 or b.producer >= 0:
+            return False
+        if a.constant is not None or b.constant is not None:
+            return a.constant is not None and b.constant is not None
+        return self.leaf_a[va] == self.leaf_b[vb]
+
+
+def problems(match: GraphMatch) -> list[tuple[list[int], list[int]]]:
+    """The unmatched nodes of both graphs in groups that are connected or touch the same place of a matched node, in
+    canonical order; groups with nodes of only one graph are left out."""
+    union = _Union()
+    for side, (view, partner) in enumerate(((match.a, match.forward), (match.b, match.backward))):
+        exits = {pair[side]: number for number, pair in enumerate(match.outputs)}
+        for node, mate in enumerate(partner):
+            if mate >= 0:
+                continue
+            me = (side, node)
+            union.find(me)
+            for slot in view.slots[node]:
+                place = _place(match, side, slot.value, view.values[slot.value], partner)
+                if place is not None:
+                    union.join(me, place)
+            for made in view.results[node]:
+                for reader, index in view.consumers[made]:
+                    other = partner[reader]
+                    if other < 0:
+                        union.join(me, (side, reader))
+                    else:
+                        union.join(me, ("reader", reader if side == 0 else other, index))
+        for index, slot in enumerate(view.outputs):
+            producer = view.values[slot.value].producer
+            if producer >= 0 and partner[producer] < 0 and index in exits:
+                union.join((side, producer), ("output", exits[index]))
+    groups: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for side, (order, partner) in enumerate(((match.order_a, match.forward), (match.order_b, match.backward))):
+        for node in order:
+            if partner[node] < 0:
+                groups[union.find((side, node))][side].append(node)
+    return [group for group in groups.values() if group[0] and group[1]]
+
+
+def _place(match: GraphMatch, side: int, value: int, content: Content, partner: list[int]) -> object:
+    """What an operand touches: an unmatched producer, a result of a matched one, or an input; None for a constant."""
+    producer = content.producer
+    if producer >= 0:
+        mate = partner[producer]
+        return (side, producer) if mate < 0 else ("made", producer if side == 0 else mate, content.index)
+    return ("leaf", (match.leaf_a, match.leaf_b)[side][value]) if content.constant is None else None
+
+
+@dataclass(slots=True)
+class Around:
+    """What a set of unmatched nodes reads and is read by, directly (``near``: with the operand's place) and behind
+    further unmatched nodes. Matched nodes go by the number of their pair in ``a``, so both sides compare."""
+
+    sources: set[object] = field(default_factory=set)
+    sinks: set[object] = field(default_factory=set)
+    near: set[object] = field(default_factory=set)
+
+
+def around(match: GraphMatch, side: int, nodes: list[int]) -> Around:
+    view = (match.a, match.b)[side]
+    partner = (match.forward, match.backward)[side]
+    leaves = (match.leaf_a, match.leaf_b)[side]
+    found = Around()
+    start = set(nodes)
+    work, seen = list(nodes), set(nodes)
+    while work and len(seen) < len(start) + _REACH:
+        here = work.pop()
+        for slot in view.slots[here]:
+            content = view.values[slot.value]
+            producer = content.producer
+            if producer < 0:
+                if content.constant is None:
+                    found.sources.add(("leaf", leaves[slot.value]))
+                    if here in start:
+                        found.near.add(("leaf", leaves[slot.value], slot.index))
+            elif partner[producer] >= 0:
+                name = producer if side == 0 else partner[producer]
+                found.sources.add((name, content.index))
+                if here in start:
+                    found.near.add(("in", name, content.index, slot.index))
+            elif producer not in seen:
+                seen.add(producer)
+                work.append(producer)
+    exits = {slot.value: place for place, slot in enumerate(view.outputs)}
+    numbers = {pair[side]: number for number, pair in enumerate(match.outputs)}
+    work, seen = list(nodes), set(nodes)
+    while work and len(seen) < len(start) + _REACH:
+        here = work.pop()
+        for made in view.results[here]:
+            if made in exits and exits[made] in numbers:
+                found.sinks.add(("output", numbers[exits[made]]))
+            for reader, index in view.consumers[made]:
+                if partner[reader] >= 0:
+                    name = reader if side == 0 else partner[reader]
+                    found.sinks.add((name, index))
+                    if here in start:
+                        found.near.add(("out", name, index))
+                elif reader not in seen:
+                    seen.add(reader)
+                    work.append(reader)
+    return found
+
+
+class _Union:
+    """Disjoint sets of anything hashable."""
+
+    def __init__(self) -> None:
+        self._parent: dict[object, object] = {}
+
+    def find(self, item: object) -> object:
+        parent = self._parent
+        root = parent.setdefault(item, item)
+        while parent[root] is not root:
+            root = parent[root]
+        while parent[item] is not root:
+            parent[item], item = root, parent[item]
+        return root
+
+    def join(self, one: object, two: object) -> None:
+        one, two = self.find(one), self.find(two)
+        if one is not two:
+            self._parent[two] = one

@@ -1,0 +1,214 @@
+"""What replaced what: regions of nodes for regions, and one node for one, among those that matching left over."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from qir.diff.neighbours import Around, GraphMatch, around, problems
+from qir.ir import Node
+
+__all__ = ["Region", "find_regions", "pair_replacements"]
+
+_LEAST = 3
+"""Nodes on the larger side of a region that only its boundary tells."""
+_MOST_PAIRS = 10_000
+
+# Small fusions: operators on one side, the operator on the other.
+_FUSIONS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
+    (frozenset(parts.split("+")), frozenset(whole.split("|")))
+    for parts, whole in (
+        ("MatMul+Add", "Gemm|FusedGemm"),
+        ("Sigmoid+Mul", "Swish|Silu|QuickGelu"),
+        ("HardSigmoid+Mul", "HardSwish"),
+        ("Tanh+Softplus+Mul", "Mish"),
+        ("Mul+Relu", "PRelu"),
+        ("MatMul+Transpose", "Gemm|FusedMatMul"),
+        ("ReduceMean+Squeeze", "GlobalAveragePool"),
+        ("Add+LayerNormalization", "SkipLayerNormalization"),
+        ("Conv+Relu", "FusedConv"),
+        ("Conv+Add", "FusedConv"),
+        ("Pad+Conv", "Conv"),
+    )
+)
+
+
+@dataclass(slots=True)
+class Region:
+    """Nodes of ``a`` for nodes of ``b``, by number; ``pair`` is the one matched pair among them, if there is one (a Conv
+    that took in a BatchNormalization). No nodes of ``b``: ``a``'s became a constant."""
+
+    a: list[int] = field(default_factory=list)
+    b: list[int] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+
+def find_regions(match: GraphMatch) -> list[Region]:
+    """Regions by provenance, then by equal boundary; a node is in one at most. Also constants that were computed."""
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    regions: list[Region] = []
+
+    def take(region: Region) -> None:
+        regions.append(region)
+        taken_a.update(region.a)
+        taken_b.update(region.b)
+
+    for region in _by_provenance(match):
+        take(region)
+    for rest_a, rest_b in problems(match):
+        if len(rest_a) * len(rest_b) > _MOST_PAIRS:
+            continue
+        parts_a = _components(match, 0, [n for n in rest_a if n not in taken_a])
+        parts_b = _components(match, 1, [n for n in rest_b if n not in taken_b])
+        around_b = [around(match, 1, part) for part in parts_b]
+        for part in parts_a:
+            mine = around(match, 0, part)
+            for index, other in enumerate(parts_b):
+                if other and _alike(mine, around_b[index]) and _is_region(match, part, other):
+                    take(Region(part, other))
+                    parts_b[index] = []
+                    break
+    left = [n for n, mate in enumerate(match.forward) if mate < 0 and n not in taken_a]
+    for part in _components(match, 0, left):
+        if _became_constant(match, part):
+            take(Region(part))
+    return regions
+
+
+def _by_provenance(match: GraphMatch) -> list[Region]:
+    links: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    for side, (mine, theirs) in enumerate(((match.b, match.a), (match.a, match.b))):
+        partner = (match.backward, match.forward)[side]
+        others = (match.forward, match.backward)[side]
+        names: dict[str, int] = {}
+        for number, node in enumerate(theirs.nodes):
+            names[node.name] = -1 if node.name in names else number
+        for number, node in enumerate(mine.nodes):
+            sources = _foreign_sources(node)
+            found = [names[s] for s in sources if names.get(s, -1) >= 0]
+            # A source that has a counterpart of its own was not replaced, unless that is this very node.
+            found = [n for n in found if others[n] < 0 or others[n] == number]
+            if not any(others[n] < 0 for n in found):
+                continue
+            me = (1 - side, number)
+            for n in [*found, *([partner[number]] if partner[number] >= 0 else [])]:
+                links[me].add((side, n))
+                links[side, n].add(me)
+    regions = []
+    seen: set[tuple[int, int]] = set()
+    for start in links:
+        if start in seen:
+            continue
+        group, work = {start}, [start]
+        while work:
+            for other in links[work.pop()]:
+                if other not in group:
+                    group.add(other)
+                    work.append(other)
+        seen |= group
+        a, b = (sorted(n for side, n in group if side == which) for which in (0, 1))
+        if len(a) + len(b) > 2:
+            regions.append(Region(a, b, [(n, match.forward[n]) for n in a if match.forward[n] in set(b)]))
+    return regions
+
+
+def _foreign_sources(node: Node) -> list[str]:
+    """What it says it stands for, where that is more than its own name."""
+    if isinstance(node.provenance, str) and node.provenance == node.name:
+        return []
+    return node.sources
+
+
+def _components(match: GraphMatch, side: int, nodes: list[int]) -> list[list[int]]:
+    view = (match.a, match.b)[side]
+    inside = set(nodes)
+    parts = []
+    for start in nodes:
+        if start not in inside:
+            continue
+        inside.discard(start)
+        part, work = [start], [start]
+        while work:
+            here = work.pop()
+            near = [view.values[slot.value].producer for slot in view.slots[here]]
+            near += [reader for made in view.results[here] for reader, _ in view.consumers[made]]
+            for other in near:
+                if other in inside:
+                    inside.discard(other)
+                    part.append(other)
+                    work.append(other)
+        parts.append(sorted(part))
+    return parts
+
+
+def _alike(one: Around, two: Around) -> bool:
+    return bool(one.sinks) and one.sinks == two.sinks and one.sources == two.sources
+
+
+def _is_region(match: GraphMatch, a: list[int], b: list[int]) -> bool:
+    if max(len(a), len(b)) >= _LEAST and not _mostly_alike(match, a, b):
+        return True
+    ops_a, ops_b = {match.a.ops[n][1] for n in a}, {match.b.ops[n][1] for n in b}
+    return any(
+        (one == parts and len(two) == 1 and two <= whole)
+        for parts, whole in _FUSIONS
+        for one, two in ((ops_a, ops_b), (ops_b, ops_a))
+    )
+
+
+def _mostly_alike(match: GraphMatch, a: list[int], b: list[int]) -> bool:
+    """Rather edits of single nodes: as many nodes, or the operators of one side among the other's."""
+    ops_a, ops_b = Counter(match.a.ops[n] for n in a), Counter(match.b.ops[n] for n in b)
+    return len(a) == len(b) or ops_a <= ops_b or ops_b <= ops_a
+
+
+def _became_constant(match: GraphMatch, part: list[int]) -> bool:
+    """Every reader of these nodes has a counterpart that reads a constant there."""
+    a, b, inside, found = match.a, match.b, set(part), False
+    for node in part:
+        for made in a.results[node]:
+            if any(slot.value == made for slot in a.outputs):
+                return False
+            for reader, index in a.consumers[made]:
+                if reader in inside:
+                    continue
+                mate = match.forward[reader]
+                slot = next((s for s in b.slots[mate] if s.index == index), None) if mate >= 0 else None
+                if slot is None or b.values[slot.value].constant is None:
+                    return False
+                found = True
+    return found
+
+
+def pair_replacements(match: GraphMatch, taken_a: Iterable[int], taken_b: Iterable[int]) -> None:
+    """Pair what is left between the same neighbours, by maximum weight matching: another operator in the old one's
+    place."""
+    import networkx
+
+    gone_a, gone_b = set(taken_a), set(taken_b)
+    for rest_a, rest_b in problems(match):
+        left_a, left_b = ([n for n in rest if n not in gone] for rest, gone in ((rest_a, gone_a), (rest_b, gone_b)))
+        if not left_a or not left_b or len(left_a) * len(left_b) > _MOST_PAIRS:
+            continue
+        around_b = [around(match, 1, [y]) for y in left_b]
+        graph = networkx.Graph()
+        for i, x in enumerate(left_a):
+            mine = around(match, 0, [x])
+            for j, y in enumerate(left_b):
+                other = around_b[j]
+                if not (_meet(mine.sources, other.sources) and _meet(mine.sinks, other.sinks)):
+                    continue
+                weight = 10 + 4 * len(mine.near & other.near)
+                weight += 8 * (match.a.op_keys[x] == match.b.op_keys[y])
+                weight += match.a.nodes[x].name == match.b.nodes[y].name != ""
+                graph.add_edge((0, x), (1, y), weight=1000 * weight - min(abs(i - j), 999))
+        for one, two in networkx.max_weight_matching(graph):
+            x, y = (one[1], two[1]) if one[0] == 0 else (two[1], one[1])
+            match.forward[x] = y
+            match.backward[y] = x
+
+
+def _meet(one: set[object], two: set[object]) -> bool:
+    return bool(one & two) or (not one and not two)

@@ -1,0 +1,347 @@
+"""One graph as the matcher sees it: operators, operands and constants by number; quantization folded, names gone.
+
+Constant nodes are constants like initializers, trailing missing operands and attributes at their defaults are not
+there, and what newer opsets take as an operand (``axes`` of Squeeze ...) is an operand in older ones too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qir.diff.folding import Folding, Note, resolve
+from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, OpId, SparseTensor, Tensor, Value
+from qir.ops.schema import OpSchema, schema_of
+
+__all__ = ["Constant", "Content", "Interner", "Slot", "View", "ViewMaker", "all_views", "attribute_key", "content_of"]
+
+Constant = Tensor | SparseTensor
+
+CAPTURED = 1000
+"""Slots from here on are values that a node's bodies capture."""
+
+
+class Interner:
+    """Equal keys get equal numbers, in the order of their coming; shared by both models of a diff."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def __call__(self, key: Hashable) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One operand: which (input index, or ``CAPTURED`` + n), the number of its value in the view, how it is stored."""
+
+    index: int
+    value: int
+    note: Note | None
+    note_key: int
+    """Equal for notes that say the same, 0 for none."""
+
+
+@dataclass(slots=True)
+class Content:
+    """What is known of a value: who makes it, or which constant it is. Inputs and captured values are neither."""
+
+    value: Value | None
+    """None for a constant that is an attribute in this opset."""
+    producer: int = -1
+    index: int = 0
+    constant: Constant | None = None
+    key: int = 0
+    """Of a constant: equal for equal contents."""
+    shape_key: int = 0
+    """Of a constant: equal for equal shapes."""
+
+
+@dataclass(slots=True)
+class View:
+    """``nodes`` in the file's order and by number: ``ops``, ``labels`` (operator and attributes), ``strict`` (bodies
+    too), ``slots``. ``values`` by number; ``outputs`` are the operands of the graph's outputs."""
+
+    graph: Graph
+    where: str
+    inputs: list[Value] = field(default_factory=list)
+    """Without constants that a caller may override: those are constants here."""
+    nodes: list[Node] = field(default_factory=list)
+    index: dict[Node, int] = field(default_factory=dict)
+    ops: list[OpId] = field(default_factory=list)
+    op_keys: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    strict: list[int] = field(default_factory=list)
+    attributes: list[dict[str, Attribute]] = field(default_factory=list)
+    """Without graphs, defaults and what has become an operand."""
+    slots: list[list[Slot]] = field(default_factory=list)
+    values: list[Content] = field(default_factory=list)
+    outputs: list[Slot] = field(default_factory=list)
+    bodies: dict[int, dict[str, list[View]]] = field(default_factory=dict)
+    consumers: list[list[tuple[int, int]]] = field(default_factory=list)
+    """By value: (node, slot) of its readers."""
+    captured: set[int] = field(default_factory=set)
+    """Values of scopes around this graph."""
+    numbers: dict[Value, int] = field(default_factory=dict)
+    results: list[list[int]] = field(default_factory=list)
+    """By node: the values that it makes."""
+
+
+# Attributes that later opsets made operands: the operator, its attribute, the operand's index.
+_BECAME_OPERANDS: dict[str, dict[str, int]] = {
+    "Clip": {"min": 1, "max": 2},
+    "Dropout": {"ratio": 1},
+    "Pad": {"pads": 1, "value": 2},
+    "Slice": {"starts": 1, "ends": 2, "axes": 3},
+    "Split": {"split": 1},
+    "Squeeze": {"axes": 1},
+    "TopK": {"k": 1},
+    "Unsqueeze": {"axes": 1},
+    "Upsample": {"scales": 1},
+    **{f"Reduce{kind}": {"axes": 1} for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum")},
+    **{f"Reduce{kind}": {"axes": 1} for kind in ("LogSumExp", "SumSquare")},
+}
+
+
+class ViewMaker:
+    """Makes the views of one model; the interner is shared with the other model's."""
+
+    def __init__(self, model: Model, folding: Folding, intern: Interner) -> None:
+        self.model = model
+        self.folding = folding
+        self.intern = intern
+        self._contents: dict[int, tuple[Constant, int, int]] = {}
+        self._schemas: dict[tuple[OpId, int], tuple[OpSchema | None, dict[str, Hashable]]] = {}
+        self._labels: dict[tuple[Any, ...], int] = {}
+
+    def view(self, graph: Graph, where: str = "") -> View:
+        """The view of a graph and, inside, of its bodies."""
+        view = View(graph, where)
+        folding = self.folding
+        view.inputs = [value for value in graph.inputs if value.const is None]
+        for value in view.inputs:
+            self._add_value(view, value)
+        for node in graph.nodes:
+            if node not in folding.gone and not _is_constant(node):
+                view.index[node] = len(view.nodes)
+                view.nodes.append(node)
+        for number, node in enumerate(view.nodes):
+            made = []
+            for index, value in enumerate(node.outputs):
+                view.numbers[value] = len(view.values)
+                made.append(len(view.values))
+                view.values.append(Content(value, number, index))
+            view.results.append(made)
+        for number in range(len(view.nodes)):
+            self._add_node(view, number)
+        for index, value in enumerate(graph.outputs):
+            view.outputs.append(self._slot(view, index, *resolve(value, folding)))
+        view.consumers = [[] for _ in view.values]
+        for number, slots in enumerate(view.slots):
+            for slot in slots:
+                view.consumers[slot.value].append((number, slot.index))
+        return view
+
+    def _add_node(self, view: View, number: int) -> None:
+        node = view.nodes[number]
+        folded = self.folding.nodes.get(node)
+        if folded is None:
+            op = node.op_id if node.domain != "ai.onnx" else ("", node.op, node.overload)
+            operands = [(None, None) if v is None else resolve(v, self.folding) for v in node.inputs]
+        else:
+            op, operands = folded
+        while operands and operands[-1][0] is None:
+            operands.pop()
+        slots = [
+            self._slot(view, index, value, note) for index, (value, note) in enumerate(operands) if value is not None
+        ]
+        attributes: dict[str, Attribute] = {}
+        keys: list[tuple[str, Hashable]] = []
+        bodies: dict[str, list[View]] = {}
+        if node.attributes:
+            schema, defaults = self._schema(node)
+            lifted = _BECAME_OPERANDS.get(op[1], {}) if op[0] == "" else {}
+            for name, attribute in node.attributes.items():
+                if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS) and attribute.value is not None:
+                    bodies[name] = [
+                        self.view(body, _body_scope(view.where, node, name, index, len(attribute.graphs)))
+                        for index, body in enumerate(attribute.graphs)
+                    ]
+                    continue
+                if name in lifted and not attribute.ref and len(node.inputs) <= lifted[name]:
+                    slots.append(self._lifted(view, lifted[name], attribute))
+                    continue
+                key = attribute_key(attribute)
+                if (name in defaults and defaults[name] == key) or (folded and not _known(name, op, schema)):
+                    continue
+                attributes[name] = attribute
+                keys.append((name, key))
+        keys.sort()
+        view.ops.append(op)
+        view.op_keys.append(self.intern(("op", op)))
+        label = self.intern(("label", op, tuple(keys), _result_count(node)))
+        view.labels.append(label)
+        view.attributes.append(attributes)
+        if bodies:
+            from qir.diff.hashing import body_signature
+
+            view.bodies[number] = bodies
+            inner: dict[Value, None] = {}
+            signatures = []
+            for name in sorted(bodies):
+                for body in bodies[name]:
+                    signature, captures = body_signature(body, self.intern)
+                    signatures.append((name, signature))
+                    inner.update(dict.fromkeys(captures))
+                    # Which of the node's captured operands each one is belongs to what the body computes.
+                    signatures.append(("captures", tuple(list(inner).index(value) for value in captures)))
+            for place, value in enumerate(inner):
+                slots.append(self._slot(view, CAPTURED + place, value, None))
+            view.strict.append(self.intern(("bodies", label, tuple(signatures))))
+        else:
+            view.strict.append(label)
+        if len(slots) > 1 and any(a.index > b.index for a, b in itertools.pairwise(slots)):
+            slots.sort(key=lambda slot: slot.index)
+        view.slots.append(slots)
+
+    def _slot(self, view: View, index: int, value: Value | None, note: Note | None) -> Slot:
+        assert value is not None
+        number = view.numbers.get(value)
+        if number is None:
+            number = self._add_value(view, value)
+        return Slot(index, number, note, 0 if note is None else self._note_key(note))
+
+    def _add_value(self, view: View, value: Value) -> int:
+        """An input, a constant, or a value of a scope around the graph."""
+        number = view.numbers[value] = len(view.values)
+        constant = content_of(value)
+        if constant is None:
+            view.values.append(Content(value))
+            if value.graph is not view.graph:
+                view.captured.add(number)
+        else:
+            _, key, shape_key = self.content(constant)
+            view.values.append(Content(value, constant=constant, key=key, shape_key=shape_key))
+        return number
+
+    def _lifted(self, view: View, index: int, attribute: Attribute) -> Slot:
+        value = attribute.value
+        dtype = DType.FLOAT if attribute.kind in (AttrKind.FLOAT, AttrKind.FLOATS) else DType.INT64
+        # TopK's k became a vector of one element, Clip's bounds are scalars.
+        array = np.asarray([value] if attribute.name == "k" else value, dtype.numpy)
+        constant, key, shape_key = self.content(Tensor.of(array, dtype))
+        number = len(view.values)
+        view.values.append(Content(None, constant=constant, key=key, shape_key=shape_key))
+        return Slot(index, number, None, 0)
+
+    def content(self, constant: Constant) -> tuple[Constant, int, int]:
+        """The constant (kept, so that its id stays its own) with the numbers of its content and of its shape."""
+        found = self._contents.get(id(constant))
+        if found is None:
+            key = self.intern(("constant", _content_key(constant)))
+            found = self._contents[id(constant)] = constant, key, self.intern(("shape", constant.shape))
+        return found
+
+    def _note_key(self, note: Note) -> int:
+        parts = tuple(None if value is None else self._parameter_key(value) for value in (note.scale, note.zero))
+        return self.intern(("note", note.dtype, parts, note.axis, note.block, note.dynamic, note.integer))
+
+    def _parameter_key(self, value: Value) -> int:
+        constant = content_of(value)
+        return -1 if constant is None else self.content(constant)[1]
+
+    def _schema(self, node: Node) -> tuple[OpSchema | None, dict[str, Hashable]]:
+        key = (node.op_id, id(node.graph) if self.model.functions else 0)
+        found = self._schemas.get(key)
+        if found is None:
+            schema = schema_of(node, self.model)
+            specs = {} if schema is None else schema.attributes
+            defaults = {
+                name: attribute_key(Attribute.of(name, spec.default))
+                for name, spec in specs.items()
+                if spec.default is not None and spec.default != ()
+            }
+            found = self._schemas[key] = (schema, defaults)
+        return found
+
+
+def _known(name: str, op: OpId, schema: OpSchema | None) -> bool:
+    """Whether the float form of an integer kernel has this attribute; the kernels' own (bits, block_size) are notes."""
+    return name not in ("K", "N", "bits", "block_size", "accuracy_level", "channels_last", "gather_axis")
+
+
+def _is_constant(node: Node) -> bool:
+    return node.op == "Constant" and node.domain in ("", "ai.onnx") and _constant_of(node) is not None
+
+
+def content_of(value: Value) -> Constant | None:
+    if value.const is not None:
+        return value.const
+    producer = value.producer
+    return _constant_of(producer) if producer is not None and producer.op == "Constant" else None
+
+
+def _constant_of(node: Node) -> Constant | None:
+    """The content of a Constant node; None where it refers to an attribute of a function, or is none that we know."""
+    for name, attribute in node.attributes.items():
+        value = attribute.value
+        if value is None:
+            return None
+        match name:
+            case "value" | "sparse_value":
+                return value if isinstance(value, Tensor | SparseTensor) else None
+            case "value_float" | "value_floats":
+                return Tensor.of(np.asarray(value, np.float32))
+            case "value_int" | "value_ints":
+                return Tensor.of(np.asarray(value, np.int64))
+            case "value_string" | "value_strings":
+                return Tensor.of(np.asarray(value, object), DType.STRING)
+    return None
+
+
+def _content_key(constant: Constant) -> Hashable:
+    if isinstance(constant, SparseTensor):
+        return (constant.shape, _content_key(constant.values), _content_key(constant.indices))
+    if constant.is_stub:
+        return constant.bucket()
+    return constant.digest()
+
+
+def attribute_key(attribute: Attribute) -> Hashable:
+    if attribute.ref:
+        return ("ref", attribute.ref)
+    values = attribute.value if attribute.kind.is_list else (attribute.value,)
+    return (attribute.kind, tuple(map(_value_key, values)) if values is not None else None)
+
+
+def _value_key(value: Any) -> Hashable:
+    if isinstance(value, Tensor | SparseTensor):
+        return _content_key(value)
+    # NaN is not equal to itself.
+    return "nan" if isinstance(value, float) and value != value else value
+
+
+_COUNTED_RESULTS = frozenset({"Split", "If", "Loop", "Scan"})
+
+
+def _result_count(node: Node) -> int:
+    """Where it says what the operator does; elsewhere results that nobody reads may be there or not."""
+    return len(node.outputs) if node.op in _COUNTED_RESULTS or node.domain not in ("", "ai.onnx") else 0
+
+
+def _body_scope(where: str, node: Node, attribute: str, index: int, count: int) -> str:
+    number = f"[{index}]" if count > 1 else ""
+    return f"{where + '/' if where else ''}{node.op} {node.label}/{attribute}{number}"
+
+
+def all_views(view: View) -> Iterator[View]:
+    """A view and those of its bodies."""
+    yield view
+    for bodies in view.bodies.values():
+        for inner in bodies.values():
+            for body in inner:
+                yield from all_views(body)
