@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import RewritePass as RewritePass
     from qir.api import Verdict as Verdict
     from qir.api import check as check
+    from qir.api import diff as diff
     from qir.api import load as load
     from qir.api import quantize as quantize
     from qir.api import save as save
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it.
+# Public name -> module that defines it. ``qir.diff`` is a room that can be called.
 _EXPORTS = {
     "Effect": "qir.api",
     "Instrument": "qir.api",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "RewritePass": "qir.api",
     "Verdict": "qir.api",
     "check": "qir.api",
+    "diff": "qir.diff",
     "load": "qir.api",
     "quantize": "qir.api",
     "save": "qir.api",
@@ -67,7 +69,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'qir' has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(module), name)
+    loaded = import_module(module)
+    value: object = loaded if module == f"qir.{name}" else getattr(loaded, name)
     globals()[name] = value
     return value
 

@@ -21,7 +21,9 @@ from qir.pipeline import (
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection
 
+    from qir.diff.changes import GraphDiff
     from qir.ir import Model
     from qir.report.check import CheckReport
     from qir.report.quantization import QuantizationReport
@@ -40,6 +42,7 @@ __all__ = [
     "RewritePass",
     "Verdict",
     "check",
+    "diff",
     "load",
     "quantize",
     "save",
@@ -105,3 +108,20 @@ def check(model: str | os.PathLike[str], golden: Any, **options: Any) -> CheckRe
     from qir.api.checking import check as run
 
     return run(model, golden, **options)
+
+
+def diff(
+    old: Model | str | os.PathLike[str],
+    new: Model | str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    ignore: Collection[str] = (),
+) -> GraphDiff:
+    """What differs between two models or ONNX files, whatever was renamed, reordered or stored in another form.
+
+    ``weights``: whether statistics of changed weights can be asked for; ``ignore``: kinds of changes to leave out
+    (``qir.diff.ChangeKind``). Raises ModelError for a file that cannot be read and OptionError for an unknown kind.
+    """
+    from qir.diff.differ import diff as run
+
+    return run(old, new, weights=weights, ignore=ignore)

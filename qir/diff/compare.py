@@ -412,8 +412,6 @@ class _Pairs:
         for x, y in region.pairs:
             if change is None and (change := self._quantized(x, y, None)) is not None:
                 after += f", {change.after.text}"
-            details = [*self._details(x, y)]  # takes down weights, too
-            del details
         if change is None and len(region.b) >= 1 and not region.pairs:
             notes = [notes_of(m.b, n) for n in region.b]
             if any(notes):
