@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qir.ir import Model
-from qir.pipeline.contract import Pass, PassContext, PassResult
+from qir.pipeline.contract import Pass, PassContext, PassResult, Remark, RemarkKind
 from qir.rewriting import Rule, apply_rules
 
 __all__ = ["RewritePass"]
@@ -17,7 +17,8 @@ __all__ = ["RewritePass"]
 class RewritePass(Pass):
     """Applies its ``rules`` everywhere until none fits. A subclass defines ``name``, ``effect`` and ``rules``.
 
-    Each application is counted under its rule's name; where a rule fits but is refused a remark says why.
+    Each application is counted under its rule's name and has a remark, with the nodes of the user's model that it
+    concerned; where a rule fits but is refused a remark says why.
     """
 
     @abstractmethod
@@ -27,6 +28,8 @@ class RewritePass(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         report = apply_rules(self.rules(model), model, numbering=ctx.numbering)
         result = PassResult(changed=bool(report.applications), statistics=dict(report.counts))
+        for made in report.applications:
+            result.remarks.append(Remark(RemarkKind.APPLIED, self.name, made.rule, made.node, made.sources))
         for rule, node, reason in report.refusals:
             result.remarks.append(self.missed(node, f"{node.op} {node.label!r} stays ({rule.name}): {reason}"))
         return result

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import qir
 from qir.cli import main
 from qir.ir import DType, Model, Tensor, TensorType
 from qir.ir.parser import parse_model
@@ -33,7 +34,7 @@ def relu_six() -> Model:
 
 def test_the_first_pass_works_when_pasted(tmp_path: Path) -> None:
     path = tmp_path / "my_pass.py"
-    path.write_text(blocks("write-a-pass.md", "python")[0])
+    path.write_text(next(block for block in blocks("write-a-pass.md", "python") if "class ReluSixToClip" in block))
     registry = default_registry().with_plugin(path)
     result = Pipeline.parse("relu-six-to-clip", registry=registry).run(relu_six())
     assert ops(result.model) == ["Clip"]
@@ -46,10 +47,10 @@ def test_the_first_pass_works_when_pasted(tmp_path: Path) -> None:
 
 def test_the_instrument_works_when_pasted() -> None:
     source = next(block for block in blocks("pipelines.md", "python") if "class NoGrowth" in block)
-    scope: dict[str, object] = {"pipeline": Pipeline(["canonicalize"]), "model": chain()}
+    scope: dict[str, object] = {"qir": qir, "model": chain()}
     exec(source, scope)
     result = scope["result"]
-    assert [report.rolled_back for report in result.passes] == [False]  # type: ignore[attr-defined]
+    assert [report.rolled_back for report in result.passes] == [False, False]  # type: ignore[attr-defined]
 
 
 def test_the_two_forms_on_the_page_are_one_pipeline() -> None:
@@ -59,7 +60,7 @@ def test_the_two_forms_on_the_page_are_one_pipeline() -> None:
 
 def test_the_pass_of_rules_works_when_pasted(tmp_path: Path) -> None:
     path = tmp_path / "rules.py"
-    path.write_text(next(block for block in blocks("write-a-pass.md", "python") if "DropDoubleNegation" in block))
+    path.write_text(next(block for block in blocks("write-a-pass.md", "python") if "class DropDoubleNegation" in block))
     model = parse_model("model ir=8 opset=[17]\ngraph (%x: f32[4]) -> (%y) { %a = Neg(%x) %b = Neg(%a) %y = Abs(%b) }")
     result = Pipeline.parse("drop-double-negation", registry=default_registry().with_plugin(path)).run(model)
     assert ops(result.model) == ["Abs"]

@@ -1,0 +1,106 @@
+"""The code in README and docs works when pasted; see ``tests.docs.snippets`` for what runs and how a page says so."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from qir.cli import main
+from tests.docs.snippets import blocks, commands, run_page
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "golden_models" / "resnet-shapes"
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_works(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source, name in (("model.onnx", "model.onnx"), ("calib.npz", "samples.npz"), ("eval.npz", "check.npz")):
+        shutil.copy(MODEL / source, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    try:
+        run_page((ROOT / page).read_text(encoding="utf-8"), page, main)
+    finally:
+        for name in set(sys.modules) - before:
+            if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+                del sys.modules[name]
+
+
+def test_the_pages_for_pass_authors_run_something() -> None:
+    for page in ("write-a-pass", "pipelines", "when-a-pass-breaks-your-model"):
+        found = list(blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
+        assert sum("no-run" not in block.marks for block in found) >= 5
+
+
+PAGE = """
+<!-- setup
+import pathlib
+-->
+<!-- file: mine.txt -->
+```
+some text
+```
+```python
+assert pathlib.Path("mine.txt").read_text() == "some text\\n"
+```
+<!-- raises: KeyError -->
+```python
+{}["absent"]
+```
+<!-- exit: 2 0 -->
+```console
+$ qir no-such   # what it says matters not
+$ qir two \\
+    words > out.txt
+he...o
+```
+<!-- no-run: it would take long -->
+```sh
+qir quantize
+```
+```sh
+pip install qir
+qir two words
+```
+"""
+
+
+def fake(arguments: list[str]) -> int:
+    print("hello" if arguments == ["two", "words"] else "")
+    return 0 if arguments == ["two", "words"] else 2
+
+
+def test_a_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_page(PAGE, "page", fake) == 7
+    assert Path("out.txt").read_text() == "hello\n"
+    assert [block.line for block in blocks(PAGE)] == [2, 6, 9, 13, 17, 24, 27]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("```python\n1 / 0\n```\n", "division by zero"),
+        ("<!-- raises: KeyError -->\n```python\n1\n```\n", "no KeyError came"),
+        ("```sh\nqir no\n```\n", "exit code 2, documented 0"),
+        ("<!-- exit: 1 -->\n```sh\nqir two words\n```\n", "exit code 0, documented 1"),
+        ("```console\n$ qir two words\ngoodbye\n```\n", "printed"),
+        ("<!-- no-run: -->\n```python\n1\n```\n", "say why"),
+    ],
+)
+def test_what_is_wrong_on_a_page_is_found(
+    wrong: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((AssertionError, ZeroDivisionError), match=complaint):
+        run_page(wrong, "page", fake)
+
+
+def test_a_mark_belongs_to_the_next_block_alone() -> None:
+    text = "<!-- exit: 1 -->\n```sh\nqir a\n```\n```sh\nqir b\n```\n<!-- exit: 1 -->\nwords\n```sh\nqir c\n```\n"
+    assert [dict(block.marks) for block in blocks(text)] == [{"exit": "1"}, {}, {}]
+    assert [command.arguments for block in blocks(text) for command in commands(block)] == [["a"], ["b"], ["c"]]
