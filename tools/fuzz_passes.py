@@ -113,9 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}, seed {start}: {failure}\n{failure.rest}\n{failure.sample}", flush=True)
                 write_down(options.failures, f"{name}-{failures}", failure)
             if time.monotonic() > end or (failures and not options.keep_going):
-                print(
-                    f"{sum(ran.values())} examples ({', '.join(f'{n} {c}' for n, c in ran.items())}), {failures} failures"
-                )
+                counts = ", ".join(f"{name} {count}" for name, count in ran.items())
+                print(f"{sum(ran.values())} examples ({counts}), {failures} failures")
                 return 1 if failures else 0
         start += 1
 
