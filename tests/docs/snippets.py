@@ -1,10 +1,10 @@
 """The code in Markdown pages, and running it.
 
 A page runs from top to bottom in a folder of its own that holds ``model.onnx`` (a small trained model),
-``samples.npz`` (inputs) and ``check.npz`` (other inputs, with labels). ``python`` blocks share one namespace. Of ``console``, ``sh`` and
-unnamed blocks the lines that start with ``qir`` run, with or without ``$`` in front; in a ``console`` block what stands
-under a command has to be what it prints, where ``...`` stands for anything. Comments right above a block, which no
-renderer shows, say what is special:
+``samples.npz`` (inputs) and ``check.npz`` (other inputs, with labels). ``python`` blocks share one namespace. Of
+``console``, ``sh`` and unnamed blocks the lines that start with ``qir`` run, with or without ``$`` in front; in a
+``console`` block what stands under a command has to be what it prints, where ``...`` stands for anything. Comments
+right above a block, which no renderer shows, say what is special:
 
     <!-- no-run: WHY -->         the block is not run
     <!-- file: NAME -->          the block is the content of a file
