@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +14,7 @@ from qir.passes.folding import shape_values
 from qir.passes.folding.branches import inline_branch
 from qir.passes.folding.estimate import FOLDABLE, QUANTIZERS, Size, Unknown, elements, result_sizes
 from qir.passes.folding.evaluate import evaluate
+from qir.passes.folding.sizes import constant_operand
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
 from qir.rewriting.edits import add_constant, constant_of, is_annotated, is_pure, is_standard, opset_of
@@ -27,8 +30,9 @@ _BATCH = 2048
 class FoldConstants(Pass):
     """Replace nodes whose operands are all constant by their results, in the main graph, in bodies and in functions.
 
-    Shape arithmetic on known and partly known shapes folds too, and an If whose condition is known becomes the branch
-    it takes. QuantizeLinear and DequantizeLinear stay, so integer weights stay integers. Values are computed by
+    Shape arithmetic on known and partly known shapes folds too, also where sizes are open: a Reshape copies an axis (0)
+    or works it out (-1), an Expand or Slice that would keep an axis says so, and sizes that have the same name in the
+    types are computed once. An If whose condition is known becomes the branch it takes. QuantizeLinear and DequantizeLinear stay, so integer weights stay integers. Values are computed by
     onnxruntime's kernels without optimisations. Nothing is computed whose result would pass both ``max_bytes`` and
     the size of its operands, nor more than ``max_growth`` bytes in all beyond the operands' sizes; the size is worked
     out beforehand, so a small file that asks for a terabyte costs nothing. Random ops never fold.
@@ -82,6 +86,10 @@ class _Folder:
         self.partial: dict[Value, np.ndarray] = {}
         self.sizes: dict[Value, Size] = {}
         """Sizes of results that wait."""
+        self.symbolic: ChainMap[Hashable, Value] = ChainMap()
+        """Who computes a shape, by its elements, some of which are symbols: for each graph, and those around it."""
+        self.released: list[Value] = []
+        """Operands that lost a reader, and results that lost them all."""
         self.waiting: list[Node] = []
         self.folded: list[Node] = []
         self.growth = 0
@@ -93,7 +101,9 @@ class _Folder:
                 continue
             self.visit(node)
             for body in node.bodies:
+                self.symbolic = self.symbolic.new_child()
                 self.fold(body)
+                self.symbolic = self.symbolic.parents
 
     def inline(self, node: Node) -> bool:
         condition = node.input(0)
@@ -110,6 +120,7 @@ class _Folder:
         return True
 
     def visit(self, node: Node) -> None:
+        self.settle(node)
         if not self.may_fold(node):
             return
         if self.compute_here(node):
@@ -151,10 +162,46 @@ class _Folder:
             return False
         if not shape_values.is_complete(array):
             self.partial[node.output] = array
+            self.share(node, array)
             return False
         self.arrays[node.output] = array
         self.folded.append(node)
         return True
+
+    def settle(self, node: Node) -> None:
+        """Write down constants for shape operands that are partly known where that says as much."""
+        if node.op not in ("Reshape", "Expand", "Slice") or not is_standard(node) or is_annotated(node):
+            return
+        operands = [None if v is None else self.partial.get(v, self.content_of_small(v)) for v in node.inputs]
+        if not any(value in self.partial for value in node.inputs[1:]):
+            return
+        for index, array in constant_operand(node, operands, self.opset).items():
+            old = node.input(index)
+            if old is None or old not in self.partial or not self.numbering.allow("settled-shape", node):
+                continue
+            node.set_input(index, add_constant(node, array, old.name))
+            self.released.append(old)
+            self.result.count("settled-shape")
+
+    def content_of_small(self, value: Value) -> np.ndarray | None:
+        if value in self.sizes:
+            return None
+        tensor = constant_of(value)
+        small = value in self.arrays or (tensor is not None and tensor.size <= shape_values.MOST_ELEMENTS)
+        return self.content(value) if small else None
+
+    def share(self, node: Node, array: np.ndarray) -> None:
+        """Let an earlier node that computes the same sizes stand for this one."""
+        value, items = node.output, tuple(array.reshape(-1).tolist())
+        if None in items or value.dtype not in (None, DType.INT64):
+            return
+        earlier = self.symbolic.setdefault((array.shape, items), value)
+        outputs = any(use.is_graph_output for use in value.uses)
+        if earlier is value or not value.uses or outputs or not self.numbering.allow("same-size", node):
+            return
+        value.replace_all_uses(earlier)
+        self.released.append(value)
+        self.result.count("same-size")
 
     def stand_in(self, value: Value | None) -> np.ndarray | None:
         """An array of the shape that a constant or waiting result has; None for what is neither."""
@@ -257,7 +304,7 @@ class _Folder:
                 operands.update(dict.fromkeys(value for value in node.inputs if value is not None))
                 node.erase()
                 self.result.count("folded-node")
-        self.remove_unread(list(operands))
+        self.remove_unread([*operands, *self.released])
 
     def remove_unread(self, values: list[Value]) -> None:
         """Remove constants that nobody reads any more, and pure nodes, such as a Shape whose axis has been taken."""

@@ -20,8 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the expected IR text of check_pass tests")
 
 
-@pytest.fixture
-def check_pass(request: pytest.FixtureRequest) -> Iterator[CheckPass]:
-    check = CheckPass(request.config.getoption("--update"))
+@pytest.fixture(scope="session")
+def check_pass(pytestconfig: pytest.Config) -> Iterator[CheckPass]:
+    # One for all: files are written at the end, since the tests know their places by the lines they began with.
+    check = CheckPass(pytestconfig.getoption("--update"))
     yield check
     check.write()

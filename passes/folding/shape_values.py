@@ -1,18 +1,21 @@
-"""Shape arithmetic without a runtime: small integer arrays, some of whose elements may be unknown.
+"""Shape arithmetic without a runtime: small integer arrays, some of whose elements may be symbols or unknown.
 
-A partly known shape is an array of Python ints and None (dtype object). Taking a known element out of it gives a
-constant, which is how ``Gather(Shape(x), 1)`` folds where only axis 0 of x is open.
+A partly known shape is an array of Python ints, dimensions by name (``N``, ``2*N+1``: what shape inference calls
+them) and None (dtype object). Taking a known element out of it gives a constant, which is how ``Gather(Shape(x), 1)``
+folds where only axis 0 of x is open; a name says that two unknown sizes are the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from qir.ir import DType, Node, TensorType
+from qir.ir import Dim, DType, Node, TensorType
+from qir.ops import dims
 
 __all__ = ["MOST_ELEMENTS", "compute", "is_complete"]
 
@@ -39,22 +42,28 @@ def compute(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np
         return None  # the operands contradict the op: the runtime will say so
     if result is None or result.size > MOST_ELEMENTS:
         return None
-    if result.dtype == object and all(item is not None for item in result.reshape(-1)):
+    if result.dtype == object and all(isinstance(item, int) for item in result.reshape(-1)):
         return result.astype(np.int64)
     return result
 
 
 def _shape(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
-    dims = _dims(node, operands)
-    return None if dims is None else _objects(dims[node.get("start", 0) : node.get("end")])
+    sizes = _sizes(node, operands)
+    return None if sizes is None else _objects(sizes[node.get("start", 0) : node.get("end")])
 
 
 def _size(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
-    dims = _dims(node, operands)
-    return None if dims is None or None in dims else np.array(math.prod(d for d in dims if d is not None), np.int64)
+    sizes = _sizes(node, operands)
+    return None if sizes is None else _scalar(reduce(dims.multiply, sizes, 1))
 
 
-def _dims(node: Node, operands: Sequence[np.ndarray | None]) -> list[int | None] | None:
+def _scalar(item: object) -> np.ndarray:
+    array = np.empty((), object)
+    array[()] = item
+    return array
+
+
+def _sizes(node: Node, operands: Sequence[np.ndarray | None]) -> list[Dim] | None:
     """The shape of the first operand: that of its content where this is at hand, else what its type says."""
     if operands and operands[0] is not None:
         return list(operands[0].shape)
@@ -62,7 +71,7 @@ def _dims(node: Node, operands: Sequence[np.ndarray | None]) -> list[int | None]
     type_ = None if value is None else value.type
     if not isinstance(type_, TensorType) or type_.shape is None:
         return None
-    return [dim if isinstance(dim, int) else None for dim in type_.shape]
+    return list(type_.shape)
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:
@@ -87,7 +96,8 @@ def _gather(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np
     indices = operands[1]
     if indices is None or indices.dtype == object:
         return None
-    return np.asarray(np.take(_first(operands), indices.astype(np.int64), axis=node.get("axis", 0)))
+    array = _first(operands)
+    return np.asarray(np.take(array, indices.astype(np.int64), axis=node.get("axis", 0)), array.dtype)
 
 
 def _slice(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
@@ -144,7 +154,9 @@ def _cast(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.n
     return array if array.dtype == object else array.astype(np.int64)
 
 
-def _arithmetic(function: Callable[[int, int], int | None]) -> Any:
+def _arithmetic(function: Callable[[Dim, Dim], Dim]) -> Any:
+    """``function`` elementwise on 64-bit (or equal) integers, of which it gets None for those that are unknown."""
+
     def apply(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
         a, b = operands[0], operands[1]
         if a is None or b is None or a.dtype.kind not in "iO" or b.dtype.kind not in "iO":
@@ -153,12 +165,9 @@ def _arithmetic(function: Callable[[int, int], int | None]) -> Any:
             return None
         dtype = next((array.dtype for array in (a, b) if array.dtype != object), np.dtype(np.int64))
         a, b = np.broadcast_arrays(a.astype(object), b.astype(object))
-        items = [
-            None if x is None or y is None else function(x, y)
-            for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True)
-        ]
+        items = [function(x, y) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True)]
         result = _objects(items).reshape(a.shape)
-        known = [item for item in items if item is not None]
+        known = [item for item in items if isinstance(item, int)]
         bounds = np.iinfo(dtype)
         if not all(bounds.min <= item <= bounds.max for item in known):
             return None
@@ -167,9 +176,85 @@ def _arithmetic(function: Callable[[int, int], int | None]) -> Any:
     return apply
 
 
-def _truncated(a: int, b: int) -> int:
-    quotient = abs(a) // abs(b)
-    return quotient if (a < 0) == (b < 0) else -quotient
+def _divide(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        quotient = abs(a) // abs(b)
+        return quotient if (a < 0) == (b < 0) else -quotient
+    return dims.floor_divide(a, b) if isinstance(b, int) and b > 0 and dims.nonnegative(a) else None
+
+
+def _modulo(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    def modulo(a: Dim, b: Dim) -> Dim:
+        return a % b if isinstance(a, int) and isinstance(b, int) and b > 0 and a >= 0 else None
+
+    array: np.ndarray | None = _arithmetic(modulo)(node, operands, opset)
+    return array
+
+
+def _comparison(function: Callable[[Dim, Dim], bool | None]) -> Any:
+    """``function`` elementwise; nothing is answered unless all of it is known."""
+
+    def apply(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+        a, b = operands[0], operands[1]
+        if a is None or b is None or a.dtype.kind not in "iO" or b.dtype.kind not in "iO":
+            return None
+        a, b = np.broadcast_arrays(a.astype(object), b.astype(object))
+        items = [function(x, y) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True)]
+        return None if None in items else np.array(items, np.bool_).reshape(a.shape)
+
+    return apply
+
+
+def _equal(a: Dim, b: Dim) -> bool | None:
+    if a is None or b is None:
+        return None
+    if (isinstance(a, int) and isinstance(b, int)) or a == b:
+        return a == b
+    # Sizes are not negative; exporters compare them with -1.
+    for size, other in ((a, b), (b, a)):
+        if isinstance(other, int) and other < 0 and dims.nonnegative(size):
+            return False
+    return None
+
+
+def _greater(a: Dim, b: Dim) -> bool | None:
+    if isinstance(a, int) and isinstance(b, int):
+        return a > b
+    return True if isinstance(b, int) and b < 0 and a is not None and dims.nonnegative(a) else None
+
+
+def _where(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    condition, a, b = operands
+    if condition is None or a is None or b is None or condition.dtype != np.bool_:
+        return None
+    if any(array.dtype not in (np.dtype(object), np.dtype(np.int64)) for array in (a, b)):
+        return None
+    return np.asarray(np.where(condition, a.astype(object), b.astype(object)), object)
+
+
+def _reduce(function: Callable[[Dim, Dim], Dim], start: int) -> Any:
+    """Over all elements, or over the only axis."""
+
+    def apply(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+        array = _first(operands)
+        listed = node.get("axes") if len(operands) < 2 else _ints(operands, 1)
+        if array.ndim > 1 or array.dtype not in (np.dtype(object), np.dtype(np.int64)):
+            return None
+        if listed is None and node.get("noop_with_empty_axes", 0):
+            return None
+        if listed is not None and [axis % 1 for axis in listed] != [0] * array.ndim:
+            return None
+        total = _scalar(reduce(function, array.reshape(-1).tolist(), start))
+        return total.reshape((1,) * array.ndim) if node.get("keepdims", 1) else total
+
+    return apply
+
+
+def _filled(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
+    shape, fill = _ints(operands, 0), node.get("value")
+    if shape is None or fill is None or fill.dtype is not DType.INT64 or math.prod(shape) > MOST_ELEMENTS:
+        return None
+    return np.full(shape, fill.item(), np.int64)
 
 
 def _range(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
@@ -183,19 +268,27 @@ def _range(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.
 
 
 _OPS: dict[str, Callable[[Node, Sequence[np.ndarray | None], int], np.ndarray | None]] = {
-    "Add": _arithmetic(lambda a, b: a + b),
+    "Add": _arithmetic(dims.add),
     "Cast": _cast,
     "Concat": _concat,
-    "Div": _arithmetic(_truncated),
+    "ConstantOfShape": _filled,
+    "Div": _arithmetic(_divide),
+    "Equal": _comparison(_equal),
     "Gather": _gather,
+    "Greater": _comparison(_greater),
     "Identity": lambda node, operands, opset: _first(operands),
+    "Less": _comparison(lambda a, b: _greater(b, a)),
+    "Mod": _modulo,
+    "Mul": _arithmetic(dims.multiply),
     "Range": _range,
-    "Mul": _arithmetic(lambda a, b: a * b),
+    "ReduceProd": _reduce(dims.multiply, 1),
+    "ReduceSum": _reduce(dims.add, 0),
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
     "Squeeze": _squeeze,
-    "Sub": _arithmetic(lambda a, b: a - b),
+    "Sub": _arithmetic(lambda a, b: dims.add(a, b, -1)),
     "Unsqueeze": _unsqueeze,
+    "Where": _where,
 }
