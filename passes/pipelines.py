@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from qir.pipeline.preset import Preset
 
-__all__ = ["CODEBOOK4", "CODEBOOK8", "INT8", "INT8_BEST", "INT8_DYNAMIC", "INT8_FAST", "LOG4", "LOG8", "OPTIMIZE"]
+__all__ = [
+    "BF16",
+    "CODEBOOK4",
+    "CODEBOOK8",
+    "FP16",
+    "FP16_WEIGHTS",
+    "INT8",
+    "INT8_BEST",
+    "INT8_DYNAMIC",
+    "INT8_FAST",
+    "INT8_FP16",
+    "LOG4",
+    "LOG8",
+    "OPTIMIZE",
+]
 
 OPTIMIZE = Preset(
     "optimize",
@@ -16,13 +30,13 @@ _PREPARE = "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,
 
 INT8 = Preset(
     "int8",
-    f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,rescue,mixed-precision,place,round-weights{{samples=16}},emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,partition,rescue,mixed-precision,place,round-weights{{samples=16}},emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
 )
 
 INT8_FAST = Preset(
     "int8-fast",
-    f"{_PREPARE},analyze-ranges,calibrate,quantize,place,correct-bias,emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,quantize,partition,place,correct-bias,emit-qdq",
     "int8 without the search for what should stay float.",
 )
 
@@ -36,7 +50,7 @@ _THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observe
 
 INT8_BEST = Preset(
     "int8-best",
-    f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,rescue,mixed-precision,place,"
+    f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,partition,rescue,mixed-precision,place,"
     "round-weights{sweeps=2},emit-qdq",
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )
@@ -46,7 +60,7 @@ _STORED = "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize"
 CODEBOOK4 = Preset(
     "codebook4",
     f"{_STORED},cluster-weights,emit-codebook",
-    "Weights as 4-bit indices into learned tables, decoded when the model is loaded: an eighth of the size, float's speed.",
+    "Weights as 4-bit indices into learned tables, decoded when the model is loaded: float's speed.",
 )
 
 CODEBOOK8 = Preset(
@@ -65,4 +79,30 @@ LOG8 = Preset(
     "log8",
     f"{_STORED},quantize-log{{bits=8}},emit-codebook",
     "Weights as a sign and an exponent of 7 bits, decoded when the model is loaded.",
+)
+
+_CLEAN = "canonicalize,fold-constants,fuse,canonicalize"
+
+FP16 = Preset(
+    "fp16",
+    f"{_CLEAN},analyze-ranges,convert-float",
+    "Computed in f16 where that is safe, inputs and outputs f32: for runtimes with f16 kernels.",
+)
+
+FP16_WEIGHTS = Preset(
+    "fp16-weights",
+    f"{_CLEAN},convert-float{{form=storage}}",
+    "Weights stored as f16 and widened when the model is loaded: half the size, float's speed and accuracy.",
+)
+
+BF16 = Preset(
+    "bf16",
+    f"{_CLEAN},convert-float{{dtype=bf16 form=storage}}",
+    "Weights stored as bf16 and widened when the model is loaded; form=compute is for runtimes with bf16 kernels.",
+)
+
+INT8_FP16 = Preset(
+    "int8-fp16",
+    "int8,convert-float",
+    "int8, and what stays float computed in f16: for runtimes with kernels for both.",
 )

@@ -24,7 +24,7 @@ class QuantizeLog(Pass):
     """Annotate weights as logarithmic codes: a sign and an exponent of ``base``, times a scale an output channel. A
     product is then a shift. ``base=auto`` takes, tensor by tensor, the base of the lesser error. The scale is chosen
     for least error, each weight counting by how strongly its input varies over the calibration samples, where there
-    are some; codes and biases are then chosen as in ``cluster-weights``. ``power-of-two-scale`` makes scales shifts too.
+    are some; codes and biases are then chosen as in ``cluster-weights``. ``power-of-two-scale`` makes scales shifts.
 
     Before::
 

@@ -24,7 +24,7 @@ from qir.quant.gptq import Moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
 from qir.quant.recipe import Recipe
 
-__all__ = ["Coder", "WeightCodes", "Weight", "store_weights"]
+__all__ = ["Coder", "Weight", "WeightCodes", "store_weights"]
 
 _LARGEST_MOMENT = 2047.0
 """Inputs are scaled to whole numbers of this magnitude, whose products add up exactly: the same on any thread count."""
@@ -129,7 +129,9 @@ def _weights(owner: Pass, options: WeightCodes, model: Model, result: PassResult
             yield Weight(value, reader.node, _channel_axis(reader.node, reader.index, tensor))
     if small:
         bytes_ = sum(value.tensor.nbytes for value in small if value.tensor is not None)
-        message = f"{len(small)} small tensors ({bytes_} bytes: biases, norms, under {options.min_size} numbers) stay float"
+        message = (
+            f"{len(small)} small tensors ({bytes_} bytes: biases, norms, under {options.min_size} numbers) stay float"
+        )
         result.remarks.append(owner.missed(None, message))
 
 

@@ -16,9 +16,12 @@ from qir.codegen import runnable, save
 from qir.errors import DataError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
+from qir.passes.cluster_weights import ClusterWeights
+from qir.passes.convert_float import ConvertFloat
 from qir.passes.mixed_precision import MixedPrecision
 from qir.passes.quantize import Quantize
 from qir.passes.quantize_dynamic import QuantizeDynamic
+from qir.passes.quantize_log import QuantizeLog
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
 from qir.quant.detect import first_quantized_node
 from qir.report.quantization import QuantizationReport
@@ -145,6 +148,8 @@ def _with_options(
                 keep_float=(*pass_.keep_float, *keep_float),
                 recipe=pass_.recipe if recipe is None else os.fspath(recipe),
             )
+        if isinstance(pass_, ClusterWeights | QuantizeLog | ConvertFloat):
+            return replace(pass_, keep_float=(*pass_.keep_float, *keep_float))
         if isinstance(pass_, MixedPrecision) and min_sqnr is not None:
             return replace(pass_, min_sqnr=min_sqnr + _SQNR_MARGIN)
         return pass_

@@ -1,8 +1,8 @@
 """Codebooks: weights stored as indices into small tables of numbers.
 
-A weight is ``scale[channel] * table[part of the channel][code]``; see ``ir.CodebookQuant``. Tables are found by weighted
-k-means in one dimension (Lloyd, Least squares quantization in PCM, 1982) or, for codes that stand for several numbers,
-in several; the codes either by the nearest level or, where the second moments of a layer's inputs are known, column
+A weight is ``scale[channel] * table[part of the channel][code]``; see ``ir.CodebookQuant``. Tables are found by
+weighted k-means in one dimension (Lloyd, Least squares quantization in PCM, 1982) or, for codes that stand for
+several numbers, in several; the codes either by the nearest level or, where the second moments of a layer's inputs are known, column
 after column as in ``quant.gptq``.
 """
 
@@ -60,9 +60,7 @@ def row_levels(quant: CodebookQuant, channels: int) -> np.ndarray:
     scales do not go with the number of channels.
     """
     if channels % len(quant.table) or len(quant.scale) not in (1, channels):
-        raise OptionError(
-            f"{len(quant.table)} tables and {len(quant.scale)} scales do not go with {channels} channels"
-        )
+        raise OptionError(f"{len(quant.table)} tables and {len(quant.scale)} scales do not go with {channels} channels")
     table = np.array(quant.table, np.float32)
     scale = np.broadcast_to(np.array(quant.scale, np.float32), (channels,))
     levels = np.repeat(table, channels // len(table), axis=0) * scale[:, None]
@@ -119,8 +117,8 @@ def part_count(channels: int, elements: int, levels: int, overhead: float, numbe
 def learn_tables(rows: np.ndarray, weights: np.ndarray, levels: int) -> np.ndarray:
     """Tables (R, levels) of ascending float64 for ``rows`` (R, n) of numbers in [-1, 1], each with a weight >= 0.
 
-    Least weighted squared error that Lloyd's iteration reaches from the better of two starts: levels at equal distances,
-    and at equal shares of the weighted distribution to the power 1/3 (Panter and Dite, 1951). Deterministic.
+    Least weighted squared error that Lloyd's iteration reaches from the better of two starts: levels at equal
+    distances, and at equal shares of the weighted distribution to the power 1/3 (Panter and Dite, 1951). Deterministic.
     """
     order = np.argsort(rows, axis=1, kind="stable")
     ranked = np.take_along_axis(rows, order, axis=1).astype(np.float64)

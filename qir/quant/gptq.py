@@ -132,7 +132,8 @@ def _rounded(wanted: np.ndarray, damped: np.ndarray, rounder: _Rounder, sweeps: 
 
 
 class _Rounder(Protocol):
-    """Rounds column ``index`` (groups, rows), given the first ``known`` columns of ``codes`` (groups, columns, rows)."""
+    """Rounds column ``index``, (groups, rows), given the first ``known`` columns of ``codes`` (groups, columns,
+    rows)."""
 
     def round(self, ideal: np.ndarray, codes: np.ndarray, index: int, known: int) -> np.ndarray: ...
 

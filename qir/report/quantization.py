@@ -110,7 +110,7 @@ class QuantizationReport:
         }
 
     def __str__(self) -> str:
-        return "\n".join([*self._headline(), *self._outputs(), *self._execution(), *self._why_float()])
+        return "\n".join([*self._headline(), *self._outputs(), *self._execution(), *self._labels(), *self._why_float()])
 
     def _headline(self) -> list[str]:
         ratio = self.size_before / max(self.size_after, 1)
@@ -146,6 +146,11 @@ class QuantizationReport:
         heavy = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_float.items())
         return [f"  integers  {integer or 'none'}", f"  float     {heavy or 'nothing heavy'}"]
 
+    def _labels(self) -> list[str]:
+        """What holds for the whole model and readers must know, such as that a type is only emulated."""
+        notes = [r for r in self.remarks if r.kind is RemarkKind.NOTE and r.pass_name in _DECIDING and not r.subject]
+        return [f"  note      {remark.message}" for remark in notes]
+
     def _why_float(self) -> list[str]:
         grouped: dict[tuple[str, str], list[str]] = {}
         for remark in self.kept_float:
@@ -160,7 +165,9 @@ class QuantizationReport:
         return ["  stays float, and why", *lines] if lines else []
 
 
-_DECIDING = frozenset({"quantize", "rescue", "place", "calibrate"})
+_DECIDING = frozenset(
+    {"quantize", "rescue", "place", "calibrate", "convert-float", "cluster-weights", "quantize-log", "share-weights"}
+)
 
 
 def _bytes(count: int) -> str:
