@@ -116,8 +116,8 @@ def _emulated(dtype: DType) -> str:
     if dtype is DType.BFLOAT16:
         return "onnxruntime's CPU provider has no bf16 kernels for most operators and does not load such a model"
     return (
-        "emulated on ort-cpu: it has f16 kernels for few operators and computes the others in f32 between casts that it "
-        "inserts, which may cost speed; preset fp16-weights keeps that of the float model"
+        "emulated on ort-cpu: it has f16 kernels for few operators and computes the others in f32 between casts of its "
+        "own, which may cost speed; preset fp16-weights keeps that of the float model"
     )
 
 
