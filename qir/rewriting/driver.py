@@ -57,7 +57,9 @@ class _Driver:
         for rule in rules:
             for root in rule.roots:
                 self.by_root.setdefault(root, []).append(rule)
-        self.reach = max((alternative.depth for rule in rules for alternative in [rule.pattern]), default=0)
+        self.reach = {root: 1 + max(rule.pattern.depth for rule in found) for root, found in self.by_root.items()}
+        """How far upstream of a root something may have changed that its rules see, checks a step further included."""
+        self.furthest = max(self.reach.values(), default=0)
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
         self.rounds: dict[Node, int] = {}
@@ -97,7 +99,7 @@ class _Driver:
         self.queue.extendleft(reversed(first))
 
     def rules_for(self, node: Node) -> Sequence[Rule]:
-        return self.by_root.get(("" if node.domain == "ai.onnx" else node.domain, node.op), ())
+        return self.by_root.get(_root_of(node), ())
 
     def visit(self, node: Node) -> None:
         for rule in self.rules_for(node):
@@ -191,10 +193,11 @@ class _Driver:
             if len(value.uses) == 1:
                 frontier += value.users
         seen = set(frontier)
-        for _ in range(self.reach):
+        for distance in range(self.furthest):
             following: list[Node] = []
             for node in frontier:
-                self.enqueue(node)
+                if self.reach.get(_root_of(node), 0) > distance:
+                    self.enqueue(node)
                 for value in node.outputs:
                     for use in value.uses:
                         reader = use.node
@@ -204,6 +207,11 @@ class _Driver:
             frontier = following
         if graph.owner is not None and graph.owner.graph is not None:
             self.enqueue(graph.owner)
+
+
+def _root_of(node: Node) -> tuple[str, str]:
+    domain = node.domain
+    return ("" if domain == "ai.onnx" else domain, node.op)
 
 
 def _guard(rule: Rule, match: Match) -> Match | Refused | None:

@@ -204,6 +204,7 @@ class Op(Pattern):
 
     __slots__ = (
         "_depth",
+        "_feeders",
         "attributes",
         "defaults",
         "domain",
@@ -240,6 +241,7 @@ class Op(Pattern):
         self.single_use = single_use
         self.leaks = leaks
         self._depth = 1 + max((pattern.depth for pattern in inputs), default=0)
+        self._feeders = tuple((i, ops) for i, pattern in enumerate(inputs) if (ops := _makers(pattern)))
 
     @property
     def depth(self) -> int:
@@ -266,6 +268,16 @@ class Op(Pattern):
                 yield
             else:
                 search.fail(lambda: f"{value.name!r} is not {known.name!r}")
+
+    def may_match(self, node: Node) -> bool:
+        """False where the operators that make the operands show at once that the node does not fit."""
+        if not self._feeders:
+            return True
+        uses = node.uses
+        makers = [None if use is None or use.value.producer is None else use.value.producer.op for use in uses]
+        if node.op in _COMMUTATIVE:
+            return all(any(maker in ops for maker in makers) for _, ops in self._feeders)
+        return all(index < len(makers) and makers[index] in ops for index, ops in self._feeders)
 
     def match_node(self, node: Node, search: Search) -> Iterator[None]:
         """Yield once for each way in which the node itself fits."""
@@ -301,6 +313,18 @@ class Op(Pattern):
                 yield
             else:
                 yield from rest.match_all(operands[len(fixed) :], search)
+
+
+def _makers(pattern: Pattern) -> frozenset[str]:
+    """The operators of which one has to make an operand that fits; empty where anything may."""
+    match pattern:
+        case Op():
+            return frozenset(pattern.ops)
+        case OneOf():
+            sets = [_makers(alternative) for alternative in pattern.alternatives]
+            return frozenset().union(*sets) if all(sets) else frozenset()
+        case _:
+            return frozenset()
 
 
 def _in_turn(pairs: Sequence[tuple[Pattern, Value | None]], search: Search) -> Iterator[None]:

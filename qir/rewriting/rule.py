@@ -170,6 +170,8 @@ class Rule:
     def _search(self, node: Node, model: Model | None, search: Search) -> Match | Refused | None:
         refused: Refused | None = None
         for root in self._root_patterns():
+            if not (search.traced or root.may_match(node)):
+                continue
             for _ in root.match_node(node, search):
                 match = Match(node, search, model)
                 reason = _leak(search) or (self.check(match) if self.check is not None else None)

@@ -13,7 +13,7 @@ __all__ = ["Search"]
 class Search:
     """Bindings by name and by pattern object; with ``traced``, also how far the best attempt got."""
 
-    __slots__ = ("_by_pattern", "_traced", "furthest", "graph", "nodes", "obstacle", "patterns", "rests", "values")
+    __slots__ = ("_by_pattern", "furthest", "graph", "nodes", "obstacle", "patterns", "rests", "traced", "values")
 
     def __init__(self, graph: Graph, traced: bool = False) -> None:
         self.graph = graph
@@ -24,13 +24,13 @@ class Search:
         self.patterns: list[tuple[object, str]] = []
         """The pattern of each of ``nodes``, with its name."""
         self._by_pattern: dict[int, Value] = {}
-        self._traced = traced
+        self.traced = traced
         self.furthest: tuple[Node, ...] = ()
         self.obstacle = ""
 
     def fail(self, reason: Callable[[], str]) -> None:
         """Note why the attempt goes no further; the reason is only worded for the best attempt of a traced search."""
-        if self._traced and (len(self.nodes) > len(self.furthest) or not self.obstacle):
+        if self.traced and (len(self.nodes) > len(self.furthest) or not self.obstacle):
             self.furthest = tuple(self.nodes)
             self.obstacle = reason()
 
