@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any, ClassVar
 
-from qir.analysis.cost import node_cost, with_input_shapes
+from qir.analysis.cost import with_input_shapes
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
@@ -29,8 +29,7 @@ class MixedPrecision(Pass):
 
     Without ``min-sqnr``, a node goes back only where that pays: at least ``db-per-percent`` dB for each percent of the
     model's time, at most ``max-percent`` in all and ``max-share`` of the nodes. With it, more follow until the worst
-    output reaches it in dB. A node whose integers save no time goes back, unless
-    that is most of the model.
+    output reaches it in dB.
 
     Before::
 
@@ -70,14 +69,6 @@ class MixedPrecision(Pass):
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
         feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
         costs = _costs(model, candidates, feeds[0], ctx)
-        for node in _idle(candidates, costs):
-            dequantize_node(node)
-            result.remarks.append(self.missed(node, f"{node.op} stays float: integers would save no time"))
-            result.count("float")
-            result.changed = True
-        candidates = [node for node in candidates if _is_candidate(node)]
-        if not candidates:
-            return result
         noise = self._ablate(model, candidates, Evaluator(model, feeds, ctx), ctx)
         more = spread(open_data(ctx.calibration, input_specs(model)), self.check_samples)
         evaluator = Evaluator(model, more, ctx)
@@ -199,14 +190,6 @@ def _strip(node: Node, alone: Node) -> None:
     for value in node.outputs:
         if not is_merged:
             value.quant = None
-
-
-def _idle(candidates: list[Node], costs: Mapping[Node, float]) -> list[Node]:
-    """Nodes whose integers save no time. None where they hold most of the weights: such a model is so small that
-    size is all there is to win, and that would be lost."""
-    idle = [node for node in candidates if costs[node] <= 0]
-    weights = {node: node_cost(node).parameters for node in candidates}
-    return idle if 2 * sum(weights[node] for node in idle) <= sum(weights.values()) else []
 
 
 def _costs(model: Model, candidates: list[Node], feed: Mapping[str, Any], ctx: PassContext) -> dict[Node, float]:

@@ -10,6 +10,8 @@ __all__ = [
     "CODEBOOK8",
     "FP16",
     "FP16_WEIGHTS",
+    "FP8",
+    "INT16",
     "INT8",
     "INT8_BEST",
     "INT8_DYNAMIC",
@@ -105,4 +107,17 @@ INT8_FP16 = Preset(
     "int8-fp16",
     "int8,convert-float",
     "int8, and what stays float computed in f16: for runtimes with kernels for both.",
+)
+
+FP8 = Preset(
+    "fp8",
+    "canonicalize,convert-opset{to=19},fold-constants,fuse,canonicalize,quantize-static,emit-qdq",
+    "e4m3 operands of convolutions and matrix products, for runtimes with fp8 kernels; emulated on ort-cpu.",
+)
+
+INT16 = Preset(
+    "int16",
+    "canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,"
+    "quantize-static{activation=u16 weight=s8 results=true},emit-qdq",
+    "16-bit activations and 8-bit weights, results too, for NPUs that run them; emulated on ort-cpu.",
 )

@@ -12,7 +12,8 @@ from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.targets import Target
 from qir.targets.audit import Audit, audit
-from qir.targets.regions import merged_result
+from qir.targets.kernels import make_dynamic
+from qir.targets.regions import merged_result, reason_against_dynamic
 
 __all__ = ["Place", "dequantize_node"]
 
@@ -20,8 +21,9 @@ __all__ = ["Place", "dequantize_node"]
 @dataclass(frozen=True)
 class Place(Pass):
     """Emit a copy, let the target's runtime optimise it, and audit the result: a node whose quantizers did not fuse
-    would be dequantized and computed in float on every run, so its annotations are removed. At most ``max-rounds``
-    times, because removing one quantizer can strand another.
+    would be dequantized and computed in float on every run, so its annotations are removed, or, of a linear operator,
+    changed for a quantizer at run time. At most ``max-rounds`` times, because removing one quantizer can strand
+    another.
 
     Before::
 
@@ -36,7 +38,7 @@ class Place(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
     keeps_observed: ClassVar[bool] = True
 
-    max_rounds: int = 3
+    max_rounds: int = 4
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError where the runtime refuses the emitted model."""
@@ -50,9 +52,14 @@ class Place(Pass):
                 break
             for island in found.islands:
                 node = originals[island.node]
-                dequantize_node(node)
                 result.count("stranded")
                 result.changed = True
+                if node.kernel == "integer" and target.dynamic_linear and reason_against_dynamic(node) is None:
+                    make_dynamic(node, target)  # the one linear kernel that gives floats to any reader
+                    message = f"{node.op} quantizes its input at run time: {island.reason}"
+                    result.remarks.append(self.applied(node, message))
+                    continue
+                dequantize_node(node)
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {island.reason}"))
         else:
             found, _ = _audit_copy(model, ctx)

@@ -89,7 +89,7 @@ class CostTable:
         """
         slower = self.node_us_as(node, False) - self.node_us_as(node, True)
         if node.kernel == "dynamic":
-            return slower - self._own_conversion_us(node)
+            return slower - self.convert_input_us(node)
         for use in node.uses:
             if use is None or use.value.is_constant or use.effective_quant is None:
                 continue
@@ -102,7 +102,7 @@ class CostTable:
             slower += self.conversion_us(node.output)
         return slower
 
-    def _own_conversion_us(self, node: Node) -> float:
+    def convert_input_us(self, node: Node) -> float:
         """What a dynamic kernel takes to quantize its input."""
         source = node.input(0)
         return 0.0 if source is None else _elements(source) * self.convert_ns / 1000

@@ -50,13 +50,14 @@ def test_no_barrier_where_nobody_would_fuse() -> None:
     assert "Max" not in emitted.emitted_ops()
 
 
-def test_a_linear_operator_that_the_runtime_merges_with_a_float_bias_is_given_up() -> None:
+def test_a_linear_operator_that_the_runtime_merges_with_a_float_bias_quantizes_at_run_time() -> None:
     # Without 'fuse' and 'legalize', MatMul + Add becomes a float Gemm that dequantizes its weight on every run.
     source = graph("@w: f32[8,8] #01\n@b: f32[8] #02\n%m = MatMul(%x, @w)\n%y = Add(%m, @b)", "%x: f32[3,8]")
     emitted = emit(source, passes="analyze-ranges,calibrate,quantize{linear=static},place,emit-qdq")
     assert emitted.ops["DequantizeLinear"] == emitted.ops["QuantizeLinear"] == 0
+    assert emitted.ops["DynamicQuantizeMatMul"] == 1
     assert [r.message for r in emitted.result.remarks if r.pass_name == "place"] == [
-        "MatMul stays float: its operands are dequantized, but nothing quantizes its result"
+        "MatMul quantizes its input at run time: its operands are dequantized, but nothing quantizes its result"
     ]
     kept = emit(source, passes=f"fuse,{EMIT}")
     assert kept.ops["QGemm"] == 1
@@ -88,3 +89,12 @@ def test_a_dequantized_node_gives_its_readers_quantizers_of_their_own() -> None:
     assert reader is not None and reader.quant == stored
     assert other is not None and other.quant is UseQuantMarker.INHERIT and other.effective_quant is None
     assert kernels(source) == ["Conv"]
+
+
+def test_a_gemm_whose_merged_relu_is_read_as_floats_quantizes_at_run_time() -> None:
+    # Gemm and Relu, with no quantizer behind them, become one float operator before the runtime looks for integers.
+    lines = "%a = Gemm(%x, @w, @b)\n%r = Relu(%a)\n%m = Gemm(%r, @w, @b)\n%s = Relu(%m)\n%y = Gemm(%s, @w, @b)"
+    source = graph(f"@w: f32[8,8] #01\n@b: f32[8] #02\n{lines}", "%x: f32[3,8]")
+    emitted = emit(source, passes="analyze-ranges,calibrate,quantize{linear=static keep-float=y},place,emit-qdq")
+    assert emitted.ops["DequantizeLinear"] == emitted.ops["QuantizeLinear"] == 0
+    assert emitted.ops["DynamicQuantizeMatMul"] == 2
