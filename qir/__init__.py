@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import RewritePass as RewritePass
     from qir.api import Verdict as Verdict
     from qir.api import check as check
+    from qir.api import compare as compare
     from qir.api import diff as diff
     from qir.api import load as load
     from qir.api import quantize as quantize
@@ -47,6 +48,7 @@ _EXPORTS = {
     "RewritePass": "qir.api",
     "Verdict": "qir.api",
     "check": "qir.api",
+    "compare": "qir.api",
     "diff": "qir.diff",
     "load": "qir.api",
     "quantize": "qir.api",

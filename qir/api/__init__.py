@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qir.diff.changes import GraphDiff
     from qir.ir import Model
     from qir.report.check import CheckReport
+    from qir.report.layers import ComparisonReport
     from qir.report.quantization import QuantizationReport
 
 __all__ = [
@@ -125,3 +126,15 @@ def diff(
     from qir.diff.differ import diff as run
 
     return run(old, new, weights=weights, ignore=ignore)
+
+
+def compare(
+    reference: str | os.PathLike[str] | Model, quantized: str | os.PathLike[str] | Model, data: Any, **options: Any
+) -> ComparisonReport:
+    """Compare a quantized model with its float model node by node, and say what would help.
+
+    See ``qir.api.comparing.compare`` for all options: ``layers=``, ``lines=``, ``reach=`` in dB, ``recipe=``.
+    """
+    from qir.api.comparing import compare as run
+
+    return run(reference, quantized, data, **options)

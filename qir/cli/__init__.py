@@ -25,6 +25,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, str] = {
     "quantize": "Quantize a float model and measure the result.",
     "opt": "Run passes over a model.",
+    "diff": "Show what changed between two models.",
+    "git": "Show what changed in models where git shows differences.",
+    "compare": "Find where the error of a quantized model comes from, and what helps.",
     "check": "Compare a model with its golden outputs.",
     "golden": "Record golden outputs of a model, or show them.",
     "inspect": "Show what a model is made of.",

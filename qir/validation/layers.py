@@ -51,7 +51,8 @@ class Grid:
         scale, zero = quant.scale[0], quant.zero_point[0]
         low, high = (quant.dtype.qmin - zero - 0.5) * scale, (quant.dtype.qmax - zero + 0.5) * scale
         self.elements += values.size
-        self.clipped += int(np.count_nonzero((values < low) | (values > high)))
+        with np.errstate(over="ignore"):
+            self.clipped += int(np.count_nonzero((values < low) | (values > high)))
         self._used.update(np.unique(np.asarray(codes).astype(np.int64)).tolist())
         self.histogram = self.histogram.merge(Histogram.of(values))
 
@@ -135,6 +136,7 @@ class LayerErrors:
     layers: list[Layer]
     alignment: Alignment
     samples: int
+    factors: Mapping[Value, np.ndarray] = field(default_factory=dict)
 
     def ranked(self) -> list[Layer]:
         """Quantized nodes, the one with the largest error of its own first."""
@@ -164,7 +166,7 @@ def compare_layers(
             if run is None:
                 run = stack.enter_context(_runs(reference, quantized, alignment, first))
                 layers = [_layer(unit, run.factor(unit)) for unit in alignment.units]
-                found = LayerErrors(reference, quantized, layers, alignment, 0)
+                found = LayerErrors(reference, quantized, layers, alignment, 0, run.cut.factors)
             assert found is not None
             _add(found, run, feed)
             watch.advance()
@@ -339,15 +341,15 @@ def _divided(array: np.ndarray, factor: np.ndarray | None) -> np.ndarray:
     return array if factor is None else array / factor
 
 
-_NOT_NOISE, _EXPLAINED = 0.3, 0.25
+_NOT_NOISE, _EXPLAINED, _OFF, _CLEAN = 0.3, 0.25, 0.01, 0.1
 _FITTED_ON = 8
 """Feeds on which factors are estimated."""
 
 
 class _Factors:
     """The factor a channel by which an equalised model's values differ: least squares along axis 1 of images, along the
-    last axis of all else. One counts where a channel differs by more than 20 % and the factors explain three quarters
-    of the error."""
+    last axis of all else. One counts where a channel differs by more than 20 %, the values are less than 20 dB apart,
+    and the factors explain three quarters of that and leave at least 10 dB."""
 
     def __init__(self) -> None:
         self._sums: dict[Value, list[np.ndarray]] = {}
@@ -376,6 +378,6 @@ class _Factors:
                 continue
             before = (theirs - 2 * dot + power).sum()
             after = (theirs - 2 * factor * dot + factor**2 * power).sum() * count / (count - 1)
-            if after < _EXPLAINED * before:
+            if before > _OFF * power.sum() and after < min(_EXPLAINED * before, _CLEAN * theirs.sum()):
                 factors[value] = factor.astype(np.float32)
         return factors

@@ -1,0 +1,395 @@
+"""What to do about the error of a quantized model: which node to keep in float, which to quantize in another way, and
+how many decibels that should bring.
+
+A node's own error says little about the harm that it does at the outputs. So the errors of all nodes, which the cut
+model gives, are injected into the float model, one node at a time: one float inference a node and sample, whatever the
+format of the quantized file. Noise powers nearly add up, so the gain of a line is what the sum loses; what the lines
+do together is injected together at the end.
+
+Other ways to quantize (threshold methods, dynamic activations) are tried the same way: the cut model with other
+quantizers gives other errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qir.analysis.cost import with_input_shapes
+from qir.calibration.collect import expose
+from qir.calibration.thresholds import mse_range, percentile_range
+from qir.codegen import runnable
+from qir.ir import DType, Interval, Model, Node, TensorType, Value
+from qir.pipeline.contract import NoProgress, Progress
+from qir.quant.recipe import METHODS, PRECISIONS, Choice, Method, Precision, Recipe
+from qir.quant.schemes import activation_quant
+from qir.runtime.session import OPTIMIZED, OrtRunner
+from qir.targets import Target
+from qir.validation.alignment import Quantizer, Unit, dequantizers
+from qir.validation.layers import Arrays, Cut, LayerErrors
+from qir.validation.metrics import OutputMetrics
+
+__all__ = ["Advice", "Suggestion", "advise"]
+
+_LINEAR = ("MatMul", "Gemm")
+_METHODS = ("minmax", "mse", "percentile")
+_VARIANTS_FOR = 12
+"""Nodes for which other ways to quantize are tried: those that do most harm."""
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One line of a recipe. ``gain_db``: what it adds to the lines before it, at the worst output; ``cost_percent``:
+    estimated share of the model's time that it takes, from the target's cost table."""
+
+    node: str
+    op: str
+    precision: str | None
+    method: str | None
+    gain_db: float
+    cost_percent: float
+
+    @property
+    def choice(self) -> Choice:
+        precision: Precision | None = next((one for one in PRECISIONS if one == self.precision), None)
+        method: Method | None = next((one for one in METHODS if one == self.method), None)
+        why = f"{self.gain_db:+.1f} dB predicted, {self.cost_percent:+.1f} % time estimated"
+        return Choice(self.node, precision, "qir compare", method, why)
+
+    @property
+    def line(self) -> str:
+        """As one line of TOML."""
+        said = f'precision = "{self.precision}"' if self.precision is not None else f'method = "{self.method}"'
+        return f"match = {Recipe((self.choice,)).to_toml().split('match = ')[1].splitlines()[0]}, {said}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "match": self.node,
+            "op": self.op,
+            "precision": self.precision,
+            "method": self.method,
+            "gain_db": round(self.gain_db, 3),
+            "cost_percent": round(self.cost_percent, 3),
+        }
+
+
+@dataclass(slots=True)
+class Advice:
+    """``suggestions`` in the order in which they should be taken. ``injected_db``: SQNR at the worst output with all
+    errors injected into the float model, to hold against what was measured; ``predicted_db``: with those that the
+    suggestions take away left out. ``harm``: for each node, the decibels that its errors alone leave."""
+
+    suggestions: list[Suggestion] = field(default_factory=list)
+    injected_db: float = math.inf
+    predicted_db: float = math.inf
+    harm: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(tuple(suggestion.choice for suggestion in self.suggestions))
+
+
+def advise(
+    found: LayerErrors,
+    feeds: Sequence[Arrays],
+    target: Target,
+    *,
+    most: int = 5,
+    reach_db: float | None = None,
+    progress: Progress | None = None,
+) -> Advice:
+    """At most ``most`` suggestions, fewer where less would gain next to nothing or ``reach_db`` is reached before.
+
+    ``feeds`` should be few: every node of the quantized model takes one float inference each.
+    """
+    nodes = _quantized_nodes(found)
+    if not nodes or not feeds:
+        return Advice()
+    costs = _costs(found.reference, nodes, feeds[0], target)
+    watch = progress or NoProgress()
+    with _bench(found, nodes) as bench:
+        watch.start("injecting errors", (1 + len(_METHODS)) * len(feeds))
+        plain = bench.noise(bench.cut, feeds, nodes, watch)
+        harm = {node.label: _decibels(max(noise.values(), default=0.0)) for node, noise in plain.items()}
+        worst = sorted(nodes, key=lambda node: -max(plain[node].values(), default=0.0))[:_VARIANTS_FOR]
+        tried = {name: bench.noise(cut, feeds, worst, watch) for name, cut in bench.variants(worst)}
+        watch.finish()
+        chosen = _choose(plain, tried, costs, most, reach_db)
+        suggestions = [_suggestion(node, way, gain, costs) for node, way, gain in chosen]
+        ways = {node: way for node, way, _ in chosen}
+        return Advice(suggestions, bench.together(feeds, {}), bench.together(feeds, ways), harm)
+
+
+def _suggestion(node: Node, way: str, gain: float, costs: Mapping[Node, float]) -> Suggestion:
+    is_method = way in _METHODS
+    cost = costs[node] if way == "float" else 0.0
+    return Suggestion(node.label, node.op, None if is_method else way, way if is_method else None, gain, cost)
+
+
+Noise = dict[str, float]
+"""Noise power over signal power, by output."""
+
+
+def _choose(
+    plain: Mapping[Node, Noise],
+    tried: Mapping[str, Mapping[Node, Noise]],
+    costs: Mapping[Node, float],
+    most: int,
+    reach_db: float | None,
+) -> list[tuple[Node, str, float]]:
+    """Greedily, decibels per percent of time; cheap ways first where they bring nearly as much."""
+    total: Noise = {}
+    for noise in plain.values():
+        for name, power in noise.items():
+            total[name] = total.get(name, 0.0) + power
+    remaining = dict(plain)
+    chosen: list[tuple[Node, str, float]] = []
+    while remaining and total and len(chosen) < most:
+        if reach_db is not None and _decibels(max(total.values())) >= reach_db:
+            break
+        best: tuple[float, Node, str, float, Noise] | None = None
+        for node, noise in remaining.items():
+            for way, rest in [("float", {}), *((name, by[node]) for name, by in tried.items() if node in by)]:
+                after = {n: max(p - noise.get(n, 0.0) + rest.get(n, 0.0), _TINY) for n, p in total.items()}
+                gain = _decibels(max(after.values())) - _decibels(max(total.values()))
+                price = 0.5 + (max(costs[node], 0.0) if way == "float" else 0.0)
+                if gain > (_LEAST_GAIN if way == "float" else _LEAST_OTHER) and (
+                    best is None or gain / price > best[0]
+                ):
+                    best = (gain / price, node, way, gain, after)
+        if best is None:
+            break
+        _, node, way, gain, total = best
+        del remaining[node]
+        chosen.append((node, way, gain))
+    return chosen
+
+
+_LEAST_GAIN, _LEAST_OTHER = 0.1, 0.4
+"""dB; another range is easily fitted to the samples at hand."""
+
+
+class _Bench:
+    """The float model with a place for an error behind every quantized node, and the cut quantized one."""
+
+    def __init__(
+        self,
+        found: LayerErrors,
+        injected: OrtRunner,
+        places: Mapping[Value, str],
+        exposed: OrtRunner,
+        names: Mapping[str, Value],
+        cut: Cut,
+        stack: ExitStack,
+        units: Mapping[Node, list[Unit]],
+    ) -> None:
+        self._found = found
+        self._injected = injected
+        self._places = places
+        self._exposed = exposed
+        self._names = names
+        self.cut = cut
+        self._stack = stack
+        self._units = units
+        self._cuts: dict[str, Cut] = {}
+
+    def noise(self, cut: Cut, feeds: Sequence[Arrays], nodes: Sequence[Node], watch: Progress) -> dict[Node, Noise]:
+        """What each node's errors alone put on the outputs."""
+        metrics: dict[Node, dict[str, OutputMetrics]] = {node: {} for node in nodes}
+        for feed in feeds:
+            values = self._values(feed)
+            errors = self._errors(cut, feed, values)
+            expected = self._run(feed, {})
+            for node in nodes:
+                got = self._run(feed, {unit: errors[unit] for unit in self._units[node]})
+                _compare(expected, got, metrics[node])
+            watch.advance()
+        return {node: {name: _ratio(one) for name, one in by.items()} for node, by in metrics.items()}
+
+    def together(self, feeds: Sequence[Arrays], ways: Mapping[Node, str]) -> float:
+        """SQNR in dB of the worst output with all errors, those of nodes in ``ways`` as these would leave them."""
+        metrics: dict[str, OutputMetrics] = {}
+        for feed in feeds:
+            values = self._values(feed)
+            errors = self._errors(self.cut, feed, values)
+            for way in dict.fromkeys(ways.values()):
+                other = {} if way == "float" else self._errors(self._cuts[way], feed, values)
+                for node in (node for node, its in ways.items() if its == way):
+                    for unit in self._units[node]:
+                        errors[unit] = other.get(unit, _NOTHING)
+            _compare(self._run(feed, {}), self._run(feed, errors), metrics)
+        return _decibels(max((_ratio(one) for one in metrics.values()), default=0.0))
+
+    def variants(self, nodes: Sequence[Node]) -> Iterator[tuple[str, Cut]]:
+        """The cut model with all static quantizers of these nodes made in another way, where there are any."""
+        histograms = {
+            grid.quantizer.node: (grid.quantizer, grid.histogram)
+            for layer in self._found.layers
+            if layer.unit.node in set(nodes)
+            for grid in layer.grids
+        }
+        for method in _METHODS:
+            ranges = {
+                quantizer.node: (quantizer, _range(method, histogram)) for quantizer, histogram in histograms.values()
+            }
+            yield from self._variant(method, lambda clones, ranges=ranges: _requantize(clones, ranges))  # type: ignore[misc]
+        inputs = [
+            quantizer.node
+            for units in (self._units[node] for node in nodes if node.op in _LINEAR)
+            for unit in units
+            for quantizer in unit.quantizers
+            if not quantizer.is_result and quantizer.quant.dtype in (DType.UINT8, DType.INT8)
+        ]
+        if inputs:
+            yield from self._variant("int8-dynamic", lambda clones: _make_dynamic(clones, inputs))
+
+    def _variant(self, name: str, edit: Any) -> Iterator[tuple[str, Cut]]:
+        units = [layer.unit for layer in self._found.layers]
+        cut = self._stack.enter_context(Cut.open(self._found.quantized, units, self.cut.factors, edit))
+        self._cuts[name] = cut
+        yield name, cut
+
+    def _values(self, feed: Arrays) -> dict[Value, np.ndarray]:
+        got = self._exposed.run(_taken(self._exposed, feed), list(self._names))
+        return {value: np.asarray(got[name]) for name, value in self._names.items()}
+
+    def _errors(self, cut: Cut, feed: Arrays, values: Mapping[Value, np.ndarray]) -> dict[Unit, np.ndarray]:
+        made = cut.run(feed, values)
+        with np.errstate(invalid="ignore", over="ignore"):
+            errors = {unit: made[unit] - values[unit.value] for units in self._units.values() for unit in units}
+        return {unit: np.where(np.isfinite(error), error, 0.0) for unit, error in errors.items()}
+
+    def _run(self, feed: Arrays, errors: Mapping[Unit, np.ndarray]) -> dict[str, Any]:
+        kinds = {spec.name: spec.dtype for spec in self._injected.inputs}
+        feeds: dict[str, Any] = {name: np.zeros((), kinds[name]) for name in self._places.values()}
+        feeds |= {
+            self._places[unit.value]: error.astype(kinds[self._places[unit.value]], copy=False)
+            for unit, error in errors.items()
+        }
+        return self._injected.run({**_taken(self._injected, feed), **feeds})
+
+
+_NOTHING = np.zeros((), np.float32)
+
+
+@contextmanager
+def _bench(found: LayerErrors, nodes: Sequence[Node]) -> Iterator[_Bench]:
+    units: dict[Node, list[Unit]] = {node: [] for node in nodes}
+    for layer in found.layers:
+        if layer.unit.node in units and layer.own is not None:
+            units[layer.unit.node].append(layer.unit)
+    with ExitStack() as stack:
+        model, places = _with_places(found.reference, [unit.value for own in units.values() for unit in own])
+        exposed, names = expose(found.reference, [layer.unit.value for layer in found.layers])
+        injected = OrtRunner(stack.enter_context(runnable(model, annotations="drop")), OPTIMIZED)
+        values = OrtRunner(stack.enter_context(runnable(exposed, annotations="drop")), OPTIMIZED)
+        every = [layer.unit for layer in found.layers]
+        cut = stack.enter_context(Cut.open(found.quantized, every, found.factors))
+        yield _Bench(found, injected, places, values, names, cut, stack, units)
+
+
+def _with_places(reference: Model, values: Sequence[Value]) -> tuple[Model, dict[Value, str]]:
+    """The float model with an Add of a further input behind each value; the input may be a scalar 0."""
+    clone = reference.clone_with_map()
+    graph = clone.model.graph
+    places: dict[Value, str] = {}
+    for index, value in enumerate(dict.fromkeys(values)):
+        copy = clone.values[value]
+        maker = copy.producer
+        assert maker is not None and isinstance(copy.type, TensorType)
+        error = graph.add_input(f"qir.error.{index}", TensorType(copy.type.dtype, None))
+        add = graph.add_node("Add", [copy, error], types=[copy.type], before=maker.next)
+        copy.replace_all_uses(add.output, where=lambda use, add=add: use.node is not add)  # type: ignore[misc]
+        places[value] = error.name
+    return clone.model, places
+
+
+def _requantize(clones: Mapping[Node, Node], ranges: Mapping[Node, tuple[Quantizer, Interval]]) -> None:
+    """Let quantizers, and what dequantizes their results, cover other ranges."""
+    for node, (quantizer, interval) in ranges.items():
+        quant = activation_quant(interval, quantizer.quant.dtype)
+        clone = clones[node]
+        graph = clone.graph
+        assert graph is not None
+        scale = graph.add_constant(np.float32(quant.scale[0]), "qir.scale")
+        zero = graph.add_constant(np.asarray(quant.zero_point[0]).astype(quant.dtype.numpy), "qir.zero")
+        for one in [clone, *dequantizers(clone)]:
+            one.set_input(1, scale)
+            one.set_input(2, zero)
+
+
+def _make_dynamic(clones: Mapping[Node, Node], quantizers: Sequence[Node]) -> None:
+    for node in dict.fromkeys(quantizers):
+        clone = clones[node]
+        graph = clone.graph
+        assert graph is not None
+        dynamic = graph.add_node("DynamicQuantizeLinear", [clone.input(0)], outputs=3, before=clone)
+        for one in list(dequantizers(clone)):
+            one.set_inputs(dynamic.outputs)
+
+
+def _range(method: str, histogram: Any) -> Interval:
+    match method:
+        case "mse":
+            return mse_range(histogram)
+        case "percentile":
+            return percentile_range(histogram, 99.99)
+        case _:
+            interval: Interval = histogram.interval
+            return interval
+
+
+def _quantized_nodes(found: LayerErrors) -> list[Node]:
+    """Nodes of the float model whose results carry an error of their own, in order."""
+    noisy = [layer for layer in found.layers if layer.own is not None and layer.own_db < _EXACT]
+    return list(dict.fromkeys(layer.unit.node for layer in noisy if layer.unit.kind != "float"))
+
+
+_EXACT = 110.0
+"""dB at which an error is no more than float arithmetic's."""
+
+
+def _costs(reference: Model, nodes: Sequence[Node], feed: Arrays, target: Target) -> dict[Node, float]:
+    """Percent of the quantized model's time that each node costs in float. 0 where the target has no integer form."""
+    names = {value.name for value in reference.graph.inputs}
+    sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
+    copies = dict(zip(reference.walk(), sized.walk(), strict=True))
+    table = target.cost
+    whole = set(nodes)
+    total = sum(table.node_us_as(copy, node in whole) for node, copy in copies.items())
+    costs = {}
+    for node in nodes:
+        copy = copies[node]
+        slower = table.node_us_as(copy, False) - table.node_us_as(copy, True)
+        source = copy.input(0)
+        conversion = table.conversion_us(source) if source is not None else 0.0
+        slower += -conversion if node.op in _LINEAR else conversion + table.conversion_us(copy.outputs[0])
+        costs[node] = 100 * slower / max(total, 1e-9)
+    return costs
+
+
+def _compare(expected: Mapping[str, Any], got: Mapping[str, Any], metrics: dict[str, OutputMetrics]) -> None:
+    for name, wanted in expected.items():
+        if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f":
+            metrics.setdefault(name, OutputMetrics(name)).add(wanted, got[name])
+
+
+def _ratio(metrics: OutputMetrics) -> float:
+    """Noise power over signal power; what cannot be compared counts as all noise."""
+    db = metrics.sqnr_db
+    return 0.0 if math.isnan(db) else min(10 ** (-db / 10), 1e12) if db > -math.inf else 1e12
+
+
+def _decibels(ratio: float) -> float:
+    return -10 * math.log10(max(ratio, _TINY))
+
+
+def _taken(runner: OrtRunner, feed: Arrays) -> dict[str, Any]:
+    names = {spec.name for spec in runner.inputs}
+    return {name: array for name, array in feed.items() if name in names}
