@@ -22,6 +22,7 @@ from qir.passes.mixed_precision import MixedPrecision
 from qir.passes.quantize import Quantize
 from qir.passes.quantize_dynamic import QuantizeDynamic
 from qir.passes.quantize_log import QuantizeLog
+from qir.passes.quantize_static import QuantizeStatic
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
 from qir.quant.detect import first_quantized_node
 from qir.report.quantization import QuantizationReport
@@ -148,7 +149,7 @@ def _with_options(
                 keep_float=(*pass_.keep_float, *keep_float),
                 recipe=pass_.recipe if recipe is None else os.fspath(recipe),
             )
-        if isinstance(pass_, ClusterWeights | QuantizeLog | ConvertFloat):
+        if isinstance(pass_, ClusterWeights | QuantizeLog | QuantizeStatic | ConvertFloat):
             return replace(pass_, keep_float=(*pass_.keep_float, *keep_float))
         if isinstance(pass_, MixedPrecision) and min_sqnr is not None:
             return replace(pass_, min_sqnr=min_sqnr + _SQNR_MARGIN)

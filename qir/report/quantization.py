@@ -166,7 +166,17 @@ class QuantizationReport:
 
 
 _DECIDING = frozenset(
-    {"quantize", "rescue", "place", "calibrate", "convert-float", "cluster-weights", "quantize-log", "share-weights"}
+    {
+        "quantize",
+        "rescue",
+        "place",
+        "calibrate",
+        "convert-float",
+        "cluster-weights",
+        "quantize-log",
+        "quantize-static",
+        "share-weights",
+    }
 )
 
 

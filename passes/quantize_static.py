@@ -1,0 +1,178 @@
+"""``quantize-static``: static quantization of any width or kind, for runtimes other than the one at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from qir.calibration.collect import collect
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
+from qir.errors import DataError
+from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Use, Value
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.quant.floats import float_format
+from qir.quant.recipe import Recipe
+from qir.quant.schemes import SMALLEST_SCALE, activation_quant, bias_safe_scale, channel_magnitude, weight_quant
+from qir.targets.regions import weight_axis
+
+__all__ = ["QuantizeStatic"]
+
+TypeName = Literal["u8", "s8", "u16", "s16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz"]
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LIGHT = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "Tanh", "Softmax"}
+)
+_MERGED = frozenset({"Relu", "Clip"})
+_HUGE = 1e30
+
+
+@dataclass(frozen=True)
+class QuantizeStatic(Pass):
+    """Annotate the operands of convolutions and matrix products with static types: ``activation`` per tensor,
+    ``weight`` symmetric with a scale an output channel. No rule of the target is asked: this is for types that it only
+    emulates, to try them or to hand the file to a runtime that has kernels.
+
+    Integers: asymmetric if unsigned; biases become s32. Floats: the scale brings the largest magnitude to the largest
+    number of the type, zero point 0; biases stay float. ``results`` also stores the results of these and of light
+    operators in the activation's type, as runtimes without float units want it.
+
+    Before::
+
+        %y: f32[1,8] = MatMul(%x, @w)
+
+    After::
+
+        %y: f32[1,8] = MatMul(%x : f8e4m3fn(0.0045, 0), @w : f8e4m3fn[axis=1](...)) kernel=integer
+    """
+
+    name: ClassVar[str] = "quantize-static"
+    effect: ClassVar[Effect] = Effect.ANALYSIS
+    keeps_observed: ClassVar[bool] = True
+
+    activation: TypeName = "f8e4m3fn"
+    weight: TypeName = "f8e4m3fn"
+    results: bool = False
+    keep_float: tuple[str, ...] = ()
+
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises DataError without calibration samples."""
+        if ctx.calibration is None:
+            raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
+        result = PassResult()
+        keep = Recipe().with_float(self.keep_float).resolve(model)
+        nodes = list(self._nodes(model, keep, result))
+        values = dict.fromkeys(value for node in nodes for value in self._activations(node))
+        if not nodes:
+            return result
+        data = open_data(ctx.calibration, input_specs(model))
+        found = collect(model, list(values), data, progress=ctx.progress)
+        types = {value: self._activation_type(one.interval) for value, one in found.items()}
+        for node in nodes:
+            missing = [value.name for value in self._activations(node) if types.get(value) is None]
+            if missing:
+                result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
+                continue
+            self._annotate(node, types, result)
+            result.count(node.op)
+            result.changed = True
+        if ctx.target.startswith("ort-cpu"):
+            result.remarks.append(self.note(None, self._label()))
+        return result
+
+    def _label(self) -> str:
+        return (
+            f"emulated on ort-cpu: it has no kernels for {self.activation} activations with {self.weight} weights and "
+            "computes in f32 between quantizers"
+        )
+
+    def _nodes(self, model: Model, keep: Callable[[Node], str | None], result: PassResult) -> Iterator[Node]:
+        for node in model.graph.walk():
+            wanted = node.op in _LINEAR or (self.results and node.op in _LIGHT)
+            if node.domain not in ("", "ai.onnx") or not wanted or node.output.dtype is not DType.FLOAT:
+                continue
+            reason = keep(node)
+            if reason is None:
+                yield node
+            else:
+                result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
+
+    def _activations(self, node: Node) -> Iterator[Value]:
+        """What needs a range: operands that are not constant and, if asked for, the result behind a merged clamp."""
+        for use in self._data(node):
+            if not use.value.is_constant:
+                yield use.value
+        if self.results:
+            yield _result(node)
+
+    def _data(self, node: Node) -> list[Use]:
+        uses = node.uses[:2] if node.op in _LINEAR else node.uses
+        return [use for use in uses if use is not None and use.value.dtype is DType.FLOAT]
+
+    def _annotate(self, node: Node, types: dict[Value, StaticQuant | None], result: PassResult) -> None:
+        for use in self._data(node):
+            tensor = use.value.tensor
+            if not use.value.is_constant:
+                use.quant = types[use.value] or use.quant
+            elif tensor is not None and node.op in _LINEAR and use.index == 1:
+                use.quant = self._weight_type(node, tensor.numpy())
+            elif tensor is not None and tensor.size:
+                numbers = Interval(float(tensor.numpy().min()), float(tensor.numpy().max()))
+                use.quant = self._activation_type(numbers) or use.quant
+        self._bias(node, result)
+        if self.results:
+            _result(node).quant = types[_result(node)]
+        node.kernel = "integer"
+
+    def _bias(self, node: Node, result: PassResult) -> None:
+        """s32 at the product of the operands' scales, which is raised where the bias would not fit."""
+        data, weight, bias = node.use(0), node.use(1), node.use(2)
+        if node.op not in _LINEAR or data is None or weight is None or bias is None or bias.value.tensor is None:
+            return
+        x, w = data.effective_quant, weight.quant
+        if not (isinstance(x, StaticQuant) and isinstance(w, StaticQuant) and w.dtype.is_integer):
+            return
+        numbers = bias.value.tensor.numpy().reshape(-1)
+        if w.axis is None or numbers.size != len(w.scale) or (node.op == "Gemm" and node.get("beta", 1.0) != 1.0):
+            return
+        scale = bias_safe_scale(w.scale_array(), numbers, x.scale[0])
+        if (scale > w.scale_array()).any():
+            result.remarks.append(self.note(node, "weight scales raised so that the bias fits 32 bits"))
+        weight.quant = StaticQuant.per_axis(w.dtype, scale, w.axis)
+        bias.quant = DerivedQuant(0, 1)
+
+    def _activation_type(self, range_: Interval) -> StaticQuant | None:
+        bounds = range_.per_tensor()
+        if bounds.is_empty or not bounds.is_bounded or bounds.magnitude >= _HUGE:
+            return None
+        dtype = DType.from_text(self.activation)
+        if dtype.is_integer:
+            return activation_quant(bounds, dtype, symmetric=dtype.is_signed)
+        return StaticQuant.per_tensor(dtype, max(bounds.magnitude, SMALLEST_SCALE) / float_format(dtype).largest)
+
+    def _weight_type(self, node: Node, weight: np.ndarray) -> StaticQuant:
+        dtype = DType.from_text(self.weight)
+        grouped = node.op == "ConvTranspose" and node.get("group", 1) != 1
+        axis = None if grouped or weight.ndim < 2 else weight.ndim - 1 if node.op == "MatMul" else weight_axis(node)
+        if dtype.is_integer:
+            return weight_quant(weight, axis, dtype)
+        largest = np.maximum(channel_magnitude(weight, axis), SMALLEST_SCALE)
+        scale = (largest / float_format(dtype).largest).astype(np.float32)
+        return StaticQuant(dtype, tuple(np.atleast_1d(scale).tolist()), (0,), axis)
+
+
+def _result(node: Node) -> Value:
+    """The node's result, behind a Relu or Clip that alone reads it."""
+    value = node.output
+    readers = list(value.uses)
+    reader = readers[0].node if len(readers) == 1 else None
+    if reader is not None and reader.op in _MERGED and readers[0].index == 0 and reader.graph is node.graph:
+        return reader.output
+    return value
