@@ -32,6 +32,7 @@ LEVELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("apart", ("passes", "golden_models")),
     ("free", ("api",)),
     ("free", ("cli",)),
+    ("free", ("__main__",)),
 )
 LEVEL = {room: level for level, (_, rooms) in enumerate(LEVELS) for room in rooms}
 

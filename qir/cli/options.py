@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from qir.errors import OutputError
 from qir.pipeline import Registry, default_registry
 
-__all__ = ["JsonFlag", "Plugins", "print_json", "registry_with"]
+__all__ = ["JsonFlag", "Plugins", "print_json", "registry_with", "write_text"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 Plugins = Annotated[
@@ -32,3 +34,15 @@ def registry_with(plugins: Iterable[Path] | None) -> Registry:
     for path in plugins or ():
         registry = registry.with_plugin(path)
     return registry
+
+
+def write_text(path: Path, content: str) -> None:
+    """A text file, whole or not at all. Raises OutputError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from qir.errors import ModelError
-from qir.ir import ExternalFile, ExternalLocation
+from qir.ir import ExternalFile, ExternalLocation, Stub
 
 __all__ = ["ExternalFiles"]
 
@@ -27,18 +28,20 @@ _REMEDY = "only if you trust the model, load it with allow_external_outside=True
 class ExternalFiles:
     """The data files beside one model; each is opened once. ``folders`` is empty for a model without a file."""
 
-    def __init__(self, folders: tuple[Path, ...], allow_outside: bool = False) -> None:
+    def __init__(self, folders: tuple[Path, ...], allow_outside: bool = False, stubs: bool = False) -> None:
         self._folders = folders
+        self._stubs = stubs
         self._allow_outside = allow_outside
         self._files: dict[str, tuple[ExternalFile, int]] = {}
 
     @classmethod
-    def beside(cls, model: Path, allow_outside: bool = False) -> ExternalFiles:
-        """For a model file; its folder and, where it is a link, that of the real file."""
+    def beside(cls, model: Path, allow_outside: bool = False, stubs: bool = False) -> ExternalFiles:
+        """For a model file; its folder and, where it is a link, that of the real file. ``stubs``: no data file is
+        opened, a stub seeded by the place stands for each tensor."""
         folders = (Path(os.path.abspath(model)).parent, Path(os.path.realpath(model)).parent)
-        return cls(tuple(dict.fromkeys(folders)), allow_outside)
+        return cls(tuple(dict.fromkeys(folders)), allow_outside, stubs)
 
-    def locate(self, tensor: str, entries: Mapping[str, str], needed: int) -> ExternalLocation:
+    def locate(self, tensor: str, entries: Mapping[str, str], needed: int) -> ExternalLocation | Stub:
         """The place that a tensor's ``external_data`` names, checked to hold ``needed`` bytes. Raises ModelError."""
         location = entries.get("location", "")
         if not location:
@@ -50,6 +53,8 @@ class ExternalFiles:
                 f"external data of tensor {tensor!r} is {length} bytes long, its type needs {needed}: "
                 "the model is damaged, export it again"
             )
+        if self._stubs:
+            return Stub(zlib.crc32(f"{location}\0{offset}\0{length}".encode()))
         if location not in self._files:
             self._files[location] = self._open(tensor, location)
         file, size = self._files[location]

@@ -12,7 +12,7 @@ from qir.errors import ModelError
 from qir.frontend.external import ExternalFiles
 from qir.frontend.residue import make_residue, metadata_of
 from qir.frontend.wire import Buffer, fields, read_varint, varints
-from qir.ir import DType, ExternalLocation, SparseTensor, Tensor
+from qir.ir import DType, ExternalLocation, SparseTensor, Stub, Tensor
 
 __all__ = ["Span", "read_sparse_tensor", "read_tensor"]
 
@@ -71,7 +71,7 @@ def read_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> Tensor:
     dims = tuple(shape)
     if dims and min(dims) < 0:
         raise ModelError(f"tensor {name!r} has the impossible shape {list(dims)}: the model is damaged")
-    content: np.ndarray | bytes | ExternalLocation
+    content: np.ndarray | bytes | ExternalLocation | Stub
     if place == _EXTERNAL:
         if dtype is DType.STRING:
             raise ModelError(f"tensor {name!r} keeps strings as external data, which ONNX forbids: export it again")

@@ -1,0 +1,219 @@
+"""What all renderers say in the same words: the headline, the facts of both models, sections, weight statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from qir.diff.changes import Change, ChangeKind, GraphDiff, ModelFacts, Summary
+from qir.diff.weights import Histogram, WeightStats
+
+__all__ = [
+    "SIGNS",
+    "FactRow",
+    "Section",
+    "count_of",
+    "counts",
+    "detail_lines",
+    "fact_rows",
+    "headline",
+    "sections",
+    "sketch",
+    "weight_lines",
+]
+
+SIGNS: dict[ChangeKind, str] = {
+    ChangeKind.NODE_ADDED: "+",
+    ChangeKind.FUNCTION_ADDED: "+",
+    ChangeKind.NODE_REMOVED: "-",
+    ChangeKind.FUNCTION_REMOVED: "-",
+}
+"""How an entry is marked; all others get ``~``."""
+
+_INTERFACE = (ChangeKind.INPUT_CHANGED, ChangeKind.OUTPUT_CHANGED)
+_FUNCTIONS = (ChangeKind.FUNCTION_ADDED, ChangeKind.FUNCTION_REMOVED, ChangeKind.FUNCTION_CHANGED)
+_NODES = (ChangeKind.NODE_ADDED, ChangeKind.NODE_REMOVED, ChangeKind.NODE_CHANGED, ChangeKind.REGION_REPLACED)
+_SECTIONS: tuple[tuple[str, tuple[ChangeKind, ...]], ...] = (
+    ("Inputs and outputs", _INTERFACE),
+    ("Functions", _FUNCTIONS),
+    ("Nodes", (*_NODES, ChangeKind.TYPE_CHANGED)),
+    ("Quantization", (ChangeKind.QUANTIZATION_CHANGED,)),
+    ("Weights", (ChangeKind.WEIGHT_CHANGED,)),
+)
+_REST = "Model"
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class FactRow:
+    """One property of both models, as text."""
+
+    name: str
+    before: str
+    after: str
+
+    @property
+    def same(self) -> bool:
+        return self.before == self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Entries that belong together."""
+
+    title: str
+    changes: tuple[Change, ...]
+
+
+def headline(diff: GraphDiff) -> str:
+    """One sentence: what is different, counted."""
+    if diff.identical:
+        suffix = f" ({count_of(diff.summary.ignored, 'ignored difference')})" if diff.summary.ignored else ""
+        return f"The models are identical{suffix}."
+    return ", ".join(counts(diff.summary)) + "."
+
+
+def counts(summary: Summary) -> list[str]:
+    """The counts that are not zero, in words."""
+    parts = [
+        _verb(summary.inputs_changed, "input", "changed"),
+        _verb(summary.outputs_changed, "output", "changed"),
+        _verb(summary.nodes_added, "node", "added"),
+        _verb(summary.nodes_removed, "node", "removed"),
+        _verb(summary.nodes_changed, "node", "changed"),
+        _verb(summary.weights_changed, "weight", "changed"),
+        _verb(summary.types_changed, "type", "changed"),
+        _verb(summary.functions_changed, "function", "changed"),
+        _verb(summary.opsets_changed, "opset", "changed"),
+        _verb(summary.metadata_changed, "metadata entry", "changed"),
+    ]
+    return [part for part in parts if part]
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 node``, ``2 nodes``, ``2 entries``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
+
+
+def sections(diff: GraphDiff) -> list[Section]:
+    """The entries by what they concern, in the order of the list; empty sections are left out."""
+    found = [Section(title, tuple(diff.of_kind(*kinds))) for title, kinds in _SECTIONS]
+    named = {kind for _, kinds in _SECTIONS for kind in kinds}
+    found.append(Section(_REST, tuple(change for change in diff.changes if change.kind not in named)))
+    return [section for section in found if section.changes]
+
+
+def fact_rows(diff: GraphDiff) -> list[FactRow]:
+    """The properties of both models, summary first."""
+    before, after = diff.before.facts, diff.after.facts
+    rows = [
+        FactRow("nodes", f"{before.nodes:,}", f"{after.nodes:,}"),
+        FactRow("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        FactRow("weights", _bytes(before.bytes), _bytes(after.bytes)),
+        FactRow("of which", _dtypes(before), _dtypes(after)),
+        FactRow("MACs", _macs(before), _macs(after)),
+        FactRow("precision", _mix(before), _mix(after)),
+        FactRow("opset", _opsets(before), _opsets(after)),
+    ]
+    ops = _changed_ops(before, after)
+    if ops:
+        rows.append(FactRow("operators", *ops))
+    return rows
+
+
+def detail_lines(change: Change) -> Iterator[str]:
+    """Aspect by aspect, for the lines under an entry's title."""
+    if change.where:
+        yield f"in {change.where}"
+    for detail in change.details:
+        name = f" {detail.name}" if detail.name and detail.name != detail.aspect else ""
+        yield f"{detail.aspect}{name}: {_or_none(detail.before)} -> {_or_none(detail.after)}"
+
+
+def weight_lines(stats: WeightStats) -> Iterator[str]:
+    """Statistics of a changed weight in a line or two, then its histograms."""
+    if stats.elements == 0:
+        return
+    if stats.same_multiset:
+        yield "the same numbers in another order"
+    parts = [f"{stats.changed:,} of {stats.elements:,} elements", f"max error {stats.max_error:.3g}"]
+    parts.append(f"mean {stats.mean_error:.3g}")
+    if stats.sqnr_db is not None:
+        parts.append(f"SQNR {stats.sqnr_db:.1f} dB")
+    yield ", ".join(parts)
+    more = []
+    if stats.sparsity_before != stats.sparsity_after:
+        more.append(f"zeros {stats.sparsity_before:.1%} -> {stats.sparsity_after:.1%}")
+    if stats.sign_flips:
+        more.append(count_of(stats.sign_flips, "sign flip"))
+    if more:
+        yield ", ".join(more)
+    if stats.histogram is not None:
+        yield sketch(stats.histogram)
+
+
+def sketch(histogram: Histogram) -> str:
+    """Both histograms as bars of text between their limits."""
+    low, high = f"{histogram.low:.3g}", f"{histogram.high:.3g}"
+    return f"{low} |{_bars(histogram.before)}| -> |{_bars(histogram.after)}| {high}"
+
+
+def _bars(numbers: Iterable[int]) -> str:
+    # Neighbouring bins are joined in pairs: 16 characters a side fit into 80 columns.
+    bins = list(numbers)
+    pairs = [sum(bins[i : i + 2]) for i in range(0, len(bins), 2)] if len(bins) > 16 else bins
+    most = max(pairs, default=0)
+    if not most:
+        return ""
+    return "".join(_BARS[-(-number * (len(_BARS) - 1) // most)] for number in pairs)
+
+
+def _verb(number: int, noun: str, verb: str) -> str:
+    return f"{count_of(number, noun)} {verb}" if number else ""
+
+
+def _or_none(text: str | None) -> str:
+    return "none" if text is None else text
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _macs(facts: ModelFacts) -> str:
+    if facts.macs is None:
+        return "unknown"
+    size, unit = float(facts.macs), ""
+    for larger in ("k", "M", "G", "T"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, f" {larger}"
+    unknown = f" + {count_of(facts.macs_unknown, 'node')} of unknown shape" if facts.macs_unknown else ""
+    return (f"{facts.macs}" if not unit else f"{size:.1f}{unit}") + unknown
+
+
+def _dtypes(facts: ModelFacts) -> str:
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in facts.bytes_by_dtype.items()) or "none"
+
+
+def _mix(facts: ModelFacts) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in facts.precision.items()) or "none"
+
+
+def _opsets(facts: ModelFacts) -> str:
+    return ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts.opsets.items())
+
+
+def _changed_ops(before: ModelFacts, after: ModelFacts) -> tuple[str, str] | None:
+    """Operators whose number differs: how many on either side."""
+    names = [op for op in {**before.ops, **after.ops} if before.ops.get(op, 0) != after.ops.get(op, 0)]
+    if not names:
+        return None
+    return tuple(", ".join(f"{facts.ops.get(op, 0)} {op}" for op in names) for facts in (before, after))  # type: ignore[return-value]  # two of two
