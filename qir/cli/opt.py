@@ -103,6 +103,9 @@ def opt(
     print_ir_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", rich_help_panel=PRINTING, help="IR text after changes, a file a pass.")
     ] = None,
+    diff_each: Annotated[
+        bool, typer.Option("--diff-each", rich_help_panel=PRINTING, help="What each pass changed, on stderr.")
+    ] = False,
     print_pipeline: Annotated[
         bool,
         typer.Option("--print-pipeline", rich_help_panel=PRINTING, help="Print the pipeline as TOML and leave."),
@@ -150,6 +153,10 @@ def opt(
         instruments.append(IrPrinter(_to_stderr, only_changed=not print_ir_after_all))
     if print_ir_dir is not None:
         instruments.append(IrFolder(print_ir_dir))
+    if diff_each:
+        from qir.diff.each import DiffEach
+
+        instruments.append(DiffEach(lambda name, diff: _to_stderr(f"-- what {name} changed\n{diff.to_text()}\n")))
     with progress_bar(sys.stderr) as (progress, bars):
         loaded = load(model)
         reference = None if all(pass_.effect is Effect.EXACT for pass_ in steps) else loaded.clone()

@@ -70,3 +70,10 @@ def test_conditions_decide(new: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_an_output_that_cannot_be_written_leaves_nothing(new: Path, tmp_path: Path) -> None:
     assert main(["diff", str(OLD), str(new), "-o", str(tmp_path / "absent" / "d.md")]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.onnx"]
+
+
+def test_what_each_pass_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["opt", str(OLD), "--passes", "optimize", "--diff-each"]) == 0
+    shown = capsys.readouterr().err
+    assert "-- what fuse changed" in shown
+    assert "Conv+BatchNormalization -> Conv" in shown

@@ -105,8 +105,8 @@ def _compare(old: Path, new: Path, name: str) -> tuple[GraphDiff, bool]:
         before, after = load(old, external_stubs=True), load(new, external_stubs=True)
     stubs = old_stubs or new_stubs
     found = diff(before, after)
-    sides = {"before": replace(found.before, name=f"a/{name}"), "after": replace(found.after, name=f"b/{name}")}
-    return replace(found, **sides), stubs
+    before_name, after_name = replace(found.before, name=f"a/{name}"), replace(found.after, name=f"b/{name}")
+    return replace(found, before=before_name, after=after_name), stubs
 
 
 def _load(path: Path) -> tuple[Model, bool]:
