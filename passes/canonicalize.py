@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, Value
-from qir.passes._simplify import Scope, simplify
+from qir.passes.simplifications import Scope, simplify
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
 from qir.rewriting.edits import (
@@ -30,10 +30,12 @@ class Canonicalize(Pass):
     """Bring the graph into its plain form, in the main graph, in bodies and in functions.
 
     Removed are Identity, Dropout (at inference), casts, reshapes, transposes, pads, slices, concats, expands and tiles
-    that change nothing, squeeze/unsqueeze pairs, chains of reshapes or of transposes but for one, Clip and Relu whose
-    bounds the proved range never reaches, nodes that compute what another computes already, duplicate constants, dead
-    nodes and unused initializers. Constant nodes become initializers. An initializer that is listed as an input too
-    stops being one (``keep_inputs`` leaves it, and then it is no constant: the caller of the model may override it).
+    that change nothing, x + 0, x * 1 and the like, chains of reshapes (and squeezes, unsqueezes, flattens), of
+    transposes or of casts but for one, slices and splits of what was just concatenated and the reverse, expansions
+    that broadcasting does anyway, initial states of zeros, Clip and Relu whose bounds the proved range never reaches,
+    what is done twice to no effect, nodes that compute what another computes already, duplicate constants, dead nodes
+    and unused initializers. Constant nodes become initializers. An initializer that is listed as an input too stops
+    being one (``keep_inputs`` leaves it, and then it is no constant: the caller of the model may override it).
 
     One linear walk; a second run changes nothing. Names of graph inputs and outputs stay.
 

@@ -32,10 +32,11 @@ class FoldConstants(Pass):
 
     Shape arithmetic on known and partly known shapes folds too, also where sizes are open: a Reshape copies an axis (0)
     or works it out (-1), an Expand or Slice that would keep an axis says so, and sizes that have the same name in the
-    types are computed once. An If whose condition is known becomes the branch it takes. QuantizeLinear and DequantizeLinear stay, so integer weights stay integers. Values are computed by
-    onnxruntime's kernels without optimisations. Nothing is computed whose result would pass both ``max_bytes`` and
-    the size of its operands, nor more than ``max_growth`` bytes in all beyond the operands' sizes; the size is worked
-    out beforehand, so a small file that asks for a terabyte costs nothing. Random ops never fold.
+    types are computed once. An If whose condition is known becomes the branch it takes. QuantizeLinear and
+    DequantizeLinear stay, so integer weights stay integers. Values are computed by onnxruntime's kernels without
+    optimisations. Nothing is computed whose result would pass both ``max_bytes`` and the size of its operands, nor more
+    than ``max_growth`` bytes in all beyond the operands' sizes; the size is worked out beforehand, so a small file that
+    asks for a terabyte costs nothing. Random ops never fold.
 
     Before::
 

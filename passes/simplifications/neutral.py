@@ -1,78 +1,23 @@
-"""Local simplifications of ``canonicalize``: each looks at one node and the constants and nodes that feed it.
-
-None asks how many readers a value has, so one walk in topological order reaches the fixpoint: what feeds a node is
-simple before the node is looked at.
-"""
+"""Simplifications of what changes nothing: identities, and movements of data that end where they began."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from qir.ir import Node, TensorType, Value
-from qir.rewriting.edits import constant_of, forward, ints_of, is_standard, merge_origin, scalar_of
+from qir.passes.simplifications.common import Scope, feeder, is_quantized, list_operand, pass_through, rule_table
+from qir.rewriting.edits import constant_of, ints_of, merge_origin, scalar_of
 
-__all__ = ["Scope", "simplify"]
+__all__ = ["RULES"]
 
 _ENDLESS = (1 << 31) - 1  # Slice: any end from here on means "to the end" (ONNX operator Slice)
 
-
-@dataclass(slots=True)
-class Scope:
-    """What a simplification must know of the graph around the node."""
-
-    opset: int
-    make_constant: Callable[[Node, np.ndarray, str], Value]
-    """A constant for a node to read; an equal one that is there already is taken."""
-
-
-Simplifier = Callable[[Node, Scope], bool]
-_BY_OP: dict[str, list[tuple[str, Simplifier]]] = {}
-
-
-def _rule(statistic: str, *ops: str) -> Callable[[Simplifier], Simplifier]:
-    def register(function: Simplifier) -> Simplifier:
-        for op in ops:
-            _BY_OP.setdefault(op, []).append((statistic, function))
-        return function
-
-    return register
-
-
-def simplify(node: Node, scope: Scope) -> str | None:
-    """Apply the first simplification that fits; the name of its statistic, None where none does."""
-    for statistic, function in _BY_OP.get(node.op, ()):
-        if is_standard(node) and function(node, scope):
-            return statistic
-    return None
-
-
-def _pass_through(node: Node, source: Value | None) -> bool:
-    """Let the readers of the node's only result read ``source``; True where that changed anything."""
-    if source is None or not node.output.uses:
-        return False
-    before = len(node.output.uses)
-    forward(node.output, source)
-    return len(node.output.uses) < before
-
-
-def _feeder(value: Value | None, *ops: str) -> Node | None:
-    """The node that makes ``value`` as its first result, where it is one of ``ops``."""
-    producer = None if value is None else value.producer
-    if producer is None or value is not producer.output or producer.op not in ops or not is_standard(producer):
-        return None
-    return producer
-
-
-def _quantized(value: Value | None) -> bool:
-    return value is not None and value.quant is not None
+RULES, _rule = rule_table()
 
 
 @_rule("identity", "Identity")
 def _identity(node: Node, scope: Scope) -> bool:
-    return _pass_through(node, node.input(0))
+    return pass_through(node, node.input(0))
 
 
 @_rule("dropout", "Dropout")
@@ -86,7 +31,7 @@ def _dropout(node: Node, scope: Scope) -> bool:
             return False
     elif scope.opset < 7 and not node.get("is_test", 0):
         return False
-    return _pass_through(node, node.input(0))
+    return pass_through(node, node.input(0))
 
 
 _EXACTLY_INSIDE = {
@@ -111,12 +56,12 @@ def _cast(node: Node, scope: Scope) -> bool:
     if source is None or source.dtype is None or to is None:
         return False
     if source.dtype.code == to:
-        return _pass_through(node, source)
-    inner = _feeder(source, "Cast")
+        return pass_through(node, source)
+    inner = feeder(source, "Cast")
     origin = None if inner is None else inner.input(0)
-    if origin is None or origin.dtype is None or origin.dtype.code != to or _quantized(source):
+    if origin is None or origin.dtype is None or origin.dtype.code != to or is_quantized(source):
         return False
-    return source.dtype.text in _EXACTLY_INSIDE.get(origin.dtype.text, ()) and _pass_through(node, origin)
+    return source.dtype.text in _EXACTLY_INSIDE.get(origin.dtype.text, ()) and pass_through(node, origin)
 
 
 @_rule("reshape", "Reshape")
@@ -127,7 +72,7 @@ def _reshape(node: Node, scope: Scope) -> bool:
     same_static = isinstance(source.type, TensorType) and source.type.is_static and source.shape == node.output.shape
     target = ints_of(node.input(1))
     if same_static or (target is not None and _reshapes_to_itself(source, target, bool(node.get("allowzero", 0)))):
-        return _pass_through(node, source)
+        return pass_through(node, source)
     return False
 
 
@@ -149,9 +94,9 @@ def _reshapes_to_itself(source: Value, target: tuple[int, ...], allow_zero: bool
 def _reshape_chain(node: Node, scope: Scope) -> bool:
     """Reshape(Reshape(x, a), b) -> Reshape(x, b): elements keep their order, so only the last shape counts."""
     source = node.input(0)
-    inner = _feeder(source, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+    inner = feeder(source, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
     target = ints_of(node.input(1))
-    if inner is None or source is None or target is None or scope.opset < 5 or _quantized(source):
+    if inner is None or source is None or target is None or scope.opset < 5 or is_quantized(source):
         return False
     origin = inner.input(0)
     if origin is None:
@@ -181,7 +126,7 @@ def _flatten(node: Node, scope: Scope) -> bool:
     source = node.input(0)
     if source is None or source.shape is None or len(source.shape) != 2:
         return False
-    return node.get("axis", 1) in (1, -1) and _pass_through(node, source)
+    return node.get("axis", 1) in (1, -1) and pass_through(node, source)
 
 
 def _permutation(node: Node) -> tuple[int, ...] | None:
@@ -196,8 +141,8 @@ def _permutation(node: Node) -> tuple[int, ...] | None:
 @_rule("transpose-chain", "Transpose")
 def _transpose_chain(node: Node, scope: Scope) -> bool:
     source = node.input(0)
-    inner = _feeder(source, "Transpose")
-    if inner is None or _quantized(source):
+    inner = feeder(source, "Transpose")
+    if inner is None or is_quantized(source):
         return False
     first, second = _permutation(inner), _permutation(node)
     origin = inner.input(0)
@@ -212,33 +157,25 @@ def _transpose_chain(node: Node, scope: Scope) -> bool:
 @_rule("transpose", "Transpose")
 def _transpose(node: Node, scope: Scope) -> bool:
     perm = _permutation(node)
-    return perm is not None and perm == tuple(range(len(perm))) and _pass_through(node, node.input(0))
-
-
-def _list_operand(node: Node, name: str, index: int, since: int, scope: Scope) -> tuple[int, ...] | None:
-    """An integer list that is an attribute before opset ``since`` and an input from then on."""
-    if scope.opset >= since:
-        return ints_of(node.input(index))
-    attribute = node.get(name)
-    return None if attribute is None else tuple(attribute)
+    return perm is not None and perm == tuple(range(len(perm))) and pass_through(node, node.input(0))
 
 
 @_rule("pad", "Pad")
 def _pad(node: Node, scope: Scope) -> bool:
-    pads = _list_operand(node, "pads" if scope.opset >= 2 else "paddings", 1, 11, scope)
-    return pads is not None and not any(pads) and _pass_through(node, node.input(0))
+    pads = list_operand(node, "pads" if scope.opset >= 2 else "paddings", 1, 11, scope)
+    return pads is not None and not any(pads) and pass_through(node, node.input(0))
 
 
 @_rule("slice", "Slice")
 def _slice(node: Node, scope: Scope) -> bool:
     source = node.input(0)
-    starts = _list_operand(node, "starts", 1, 10, scope)
-    ends = _list_operand(node, "ends", 2, 10, scope)
+    starts = list_operand(node, "starts", 1, 10, scope)
+    ends = list_operand(node, "ends", 2, 10, scope)
     steps: tuple[int, ...] | None = ()
     if scope.opset >= 10 and node.input(4) is not None:
         steps = ints_of(node.input(4))
     has_axes = node.input(3) is not None if scope.opset >= 10 else node.get("axes") is not None
-    axes = _list_operand(node, "axes", 3, 10, scope) if has_axes else tuple(range(len(starts or ())))
+    axes = list_operand(node, "axes", 3, 10, scope) if has_axes else tuple(range(len(starts or ())))
     if source is None or starts is None or ends is None or axes is None or steps is None or len(axes) != len(ends):
         return False
     if any(starts) or any(step != 1 for step in steps):
@@ -247,12 +184,12 @@ def _slice(node: Node, scope: Scope) -> bool:
         dim = source.dim(axis)
         if end < _ENDLESS and not (isinstance(dim, int) and end >= dim):
             return False
-    return _pass_through(node, source)
+    return pass_through(node, source)
 
 
 @_rule("concat", "Concat")
 def _concat(node: Node, scope: Scope) -> bool:
-    return len(node.uses) == 1 and _pass_through(node, node.input(0))
+    return len(node.uses) == 1 and pass_through(node, node.input(0))
 
 
 @_rule("expand", "Expand")
@@ -263,27 +200,27 @@ def _expand(node: Node, scope: Scope) -> bool:
     tail = source.shape[len(source.shape) - len(target) :]
     if any(wanted not in (1, dim) for wanted, dim in zip(target, tail, strict=True)):
         return False
-    return _pass_through(node, source)
+    return pass_through(node, source)
 
 
 @_rule("tile", "Tile")
 def _tile(node: Node, scope: Scope) -> bool:
     repeats = ints_of(node.input(1))
-    return scope.opset >= 6 and repeats is not None and set(repeats) <= {1} and _pass_through(node, node.input(0))
+    return scope.opset >= 6 and repeats is not None and set(repeats) <= {1} and pass_through(node, node.input(0))
 
 
 @_rule("squeeze-unsqueeze", "Squeeze", "Unsqueeze")
 def _squeeze_pair(node: Node, scope: Scope) -> bool:
     """Squeeze and Unsqueeze of the same axes undo one another: both count axes in the tensor that has them."""
     source = node.input(0)
-    inner = _feeder(source, "Unsqueeze" if node.op == "Squeeze" else "Squeeze")
-    if inner is None or _quantized(source):
+    inner = feeder(source, "Unsqueeze" if node.op == "Squeeze" else "Squeeze")
+    if inner is None or is_quantized(source):
         return False
-    outer_axes = _list_operand(node, "axes", 1, 13, scope)
-    inner_axes = _list_operand(inner, "axes", 1, 13, scope)
+    outer_axes = list_operand(node, "axes", 1, 13, scope)
+    inner_axes = list_operand(inner, "axes", 1, 13, scope)
     if not outer_axes or not inner_axes or sorted(outer_axes) != sorted(inner_axes):
         return False
-    return _pass_through(node, inner.input(0))
+    return pass_through(node, inner.input(0))
 
 
 @_rule("dead-clip", "Relu", "Clip")
@@ -303,8 +240,8 @@ def _dead_clip(node: Node, scope: Scope) -> bool:
     else:
         low, high = node.get("min", float("-inf")), node.get("max", float("inf"))
     if low == float("-inf") and high == float("inf"):
-        return _pass_through(node, source)
+        return pass_through(node, source)
     known = source.range
     if known is None or known.is_empty or not (low <= known.lower and known.upper <= high):
         return False
-    return _pass_through(node, source)
+    return pass_through(node, source)
