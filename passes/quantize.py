@@ -64,8 +64,7 @@ class Quantize(Pass):
                 f"unknown linear={self.linear!r}{suggest(self.linear, LINEAR)}: use {' or '.join(LINEAR)}"
             )
         target = load_target(ctx.target)
-        recipe = Recipe.load(self.recipe) if self.recipe is not None else Recipe()
-        chosen = recipe.with_float(self.keep_float).assign(model)
+        chosen = Recipe.open(self.recipe).with_float(self.keep_float).assign(model, ctx.reference)
 
         def keep_float(node: Node) -> str | None:
             choice = chosen.get(node)
@@ -117,7 +116,7 @@ class _Annotator:
         kernel adds the bias along, and a range made for all samples is no better than a sample's own.
         """
         choice = self.chosen.get(node)
-        if choice is not None:
+        if choice is not None and choice.precision is not None:
             return choice.precision == "int8-dynamic"
         if self.owner.linear == "auto":
             source = node.input(0)
@@ -159,7 +158,7 @@ class _Annotator:
 
     def _type_of(self, value: Value) -> StaticQuant:
         if value not in self.types:
-            self.types[value] = self._fit_clip(value, activation_quant(value_range(value), self.target.activation))
+            self.types[value] = self._fit_clip(value, self._activation_type(value_range(value)))
         return self.types[value]
 
     def _fit_clip(self, value: Value, quant: StaticQuant) -> StaticQuant:
@@ -183,7 +182,10 @@ class _Annotator:
         tensor = use.value.tensor
         assert tensor is not None
         array = tensor.numpy()
-        return activation_quant(Interval(float(array.min()), float(array.max())), self.target.activation)
+        return self._activation_type(Interval(float(array.min()), float(array.max())))
+
+    def _activation_type(self, range_: Interval) -> StaticQuant:
+        return activation_quant(range_, self.target.activation, symmetric=self.target.symmetric)
 
     def _annotate_weight(self, node: Node, rule: OpRule) -> None:
         assert rule.weight_input is not None
@@ -208,7 +210,10 @@ class _Annotator:
                 )
             scale = safe
             bias_use.quant = DerivedQuant(0, rule.weight_input)
-            quant = StaticQuant.per_axis(quant.dtype, scale, weight_axis(node))
+            if quant.axis is None:
+                quant = StaticQuant.per_tensor(quant.dtype, float(np.max(scale)))
+            else:
+                quant = StaticQuant.per_axis(quant.dtype, scale, weight_axis(node))
         use.quant = quant
 
 

@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "bisect": "Find the pass and the rewrite that break a model.",
     "explain": "Say why a rewriting rule fits at a node, or does not.",
     "passes": "List the passes and presets, or describe one.",
+    "targets": "List the runtimes to compile for, show one, measure its costs, lint a model.",
     "demo": "Quantize a bundled model and watch each stage.",
 }
 """Command name -> what `qir --help` says about it. The module is qir.cli.NAME, with `_` for `-`."""

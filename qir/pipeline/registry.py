@@ -26,7 +26,7 @@ from qir.errors import OptionError, suggest
 from qir.pipeline.contract import Pass
 from qir.pipeline.preset import Preset
 
-__all__ = ["Entry", "Registry", "default_registry", "discover", "load_plugin", "load_target"]
+__all__ = ["Entry", "Registry", "default_registry", "discover", "load_plugin", "load_target", "target_names"]
 
 PASSES = "qir.passes"
 TARGETS = "qir.targets"
@@ -99,14 +99,23 @@ def default_registry() -> Registry:
 
 
 def load_target(name: str) -> Any:
-    """What the entry point of group ``qir.targets`` with this name holds.
+    """What the entry point of group ``qir.targets`` with this name holds, or the target of a file (``*.toml``).
 
-    Raises OptionError for an unknown name, with the nearest ones.
+    Raises OptionError for an unknown name, with the nearest ones, or a file that is none.
     """
+    if name.endswith(".toml"):
+        from qir.targets.file import load_target_file
+
+        return load_target_file(Path(name), load_target)
     table = _table(discover(TARGETS), "target")
     if name not in table:
         raise OptionError(f"unknown target {name!r}{suggest(name, table)}: there are {', '.join(sorted(table))}")
     return table[name].load()
+
+
+def target_names() -> dict[str, str]:
+    """The targets that there are, in order of their names, and where each comes from."""
+    return {name: entry.source for name, entry in sorted(_table(discover(TARGETS), "target").items())}
 
 
 def discover(group: str) -> list[Entry]:

@@ -43,17 +43,19 @@ def compare_latency(
     threads: int = 1,
     seconds: float = 2.0,
     rounds: int | None = None,
+    feeds_b: Sequence[Mapping[str, Any]] | None = None,
 ) -> LatencyComparison:
     """Times both models on the same feeds, `threads` threads each, for about `seconds` or for exactly `rounds` rounds.
 
-    Both take the feeds by input name; feeds that one of them lacks are left out for it. Raises what loading raises, and
-    DataError without feeds.
+    Both take the feeds by input name; feeds that one of them lacks are left out for it. ``feeds_b``: the same samples
+    as the second model takes them, where it takes them in other types. Raises what loading raises, and DataError
+    without feeds.
     """
     runners = [
         OrtRunner(model, timing_config(chosen, threads))
         for model, chosen in ((model_a, config), (model_b, config_b or config))
     ]
-    return compare_runners(runners[0], runners[1], feeds, seconds=seconds, rounds=rounds)
+    return compare_runners(runners[0], runners[1], feeds, seconds=seconds, rounds=rounds, feeds_b=feeds_b)
 
 
 def timing_config(config: SessionConfig, threads: int) -> SessionConfig:
@@ -62,13 +64,22 @@ def timing_config(config: SessionConfig, threads: int) -> SessionConfig:
 
 
 def compare_runners(
-    a: Runner, b: Runner, feeds: Sequence[Mapping[str, Any]], *, seconds: float = 2.0, rounds: int | None = None
+    a: Runner,
+    b: Runner,
+    feeds: Sequence[Mapping[str, Any]],
+    *,
+    seconds: float = 2.0,
+    rounds: int | None = None,
+    feeds_b: Sequence[Mapping[str, Any]] | None = None,
 ) -> LatencyComparison:
     """Like `compare_latency`, for models that are loaded already. A round runs each once; who goes first alternates."""
     if not feeds:
         raise DataError("timing needs at least one feed")
     takes = [{spec.name for spec in runner.inputs} for runner in (a, b)]
-    fed = [[{k: v for k, v in feed.items() if k in names} for feed in feeds] for names in takes]
+    given = (feeds, feeds if feeds_b is None else feeds_b)
+    fed = [
+        [{k: v for k, v in feed.items() if k in names} for feed in one] for names, one in zip(takes, given, strict=True)
+    ]
 
     def once(which: int, index: int) -> float:
         runner, feed = (a, b)[which], fed[which][index % len(feeds)]

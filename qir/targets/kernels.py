@@ -19,7 +19,10 @@ __all__ = ["make_dynamic", "make_dynamic_conv", "make_lookup", "make_recurrent",
 
 
 def weight_type(node: Node, tensor: Tensor, target: Target) -> StaticQuant:
-    """How the target wants the weight of a convolution or linear operator: symmetric, a scale an output channel."""
+    """How the target wants the weight of a convolution or linear operator: symmetric, a scale an output channel or, for
+    some operators of some targets, one for all."""
+    if node.op in target.per_tensor_weights:
+        return StaticQuant.per_tensor(target.weight, float(weight_scale(tensor.numpy(), None, target.weight)))
     axis = weight_axis(node)
     return StaticQuant.per_axis(target.weight, _scale(tensor.numpy(), axis, _pair_layout(node, tensor), target), axis)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qir.targets.target import Form, OpRule, Target, WeightRange
+from qir.ir import DType
+from qir.targets.target import Constraints, Form, OpRule, Target, WeightRange
 
-__all__ = ["ORT_CPU", "ORT_CPU_VNNI"]
+__all__ = ["ORT_CPU", "ORT_CPU_ARM64", "ORT_CPU_VNNI"]
 
 _MOVEMENT = OpRule(Form.MOVEMENT)
 _UNARY = OpRule(Form.UNARY)
@@ -56,6 +57,17 @@ _FLOAT_ONLY = {
     ),
 }
 
+_CONSTRAINTS = Constraints(
+    sources=(
+        "onnxruntime 1.31: core/optimizer/qdq_transformer (selectors and actions), contrib_ops/cpu/quantization",
+        "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+    ),
+    activations=frozenset({DType.UINT8}),
+    weights=frozenset({DType.INT8, DType.UINT8}),
+    blocked=frozenset({DType.INT8, DType.UINT8, DType.INT4, DType.UINT4, DType.INT2, DType.UINT2}),
+    traps=frozenset({"one-quantizer", "bias-scale", "float-weight", "table", "slow-kernel", "movement", "mixed-zeros"}),
+)
+
 ORT_CPU = Target(
     name="ort-cpu",
     title="onnxruntime on any CPU: weights that no x64 without VNNI saturates on, the same numbers everywhere",
@@ -80,6 +92,14 @@ ORT_CPU = Target(
     # first layer's noise passes through all others.
     min_conv_channels=5,
     barriers=frozenset({"AveragePool", "Softmax", "Conv", "ConvTranspose", "Gemm"}),
+    constraints=_CONSTRAINTS,
+    notes=(
+        "s8 activations do not fuse where a value has several readers, and have no fast kernel on x64",
+        "a convolution fuses only where one quantizer alone reads its result (Relu and Clip may stand between)",
+        "a bias fuses only as int32 at exactly the product of the scales of input and weight",
+        "a float weight between a dequantizer and a quantizer is quantized per tensor by the runtime itself",
+        "fused kernels round differently by 1 or 2 steps: compare with optimisations on and off",
+    ),
 )
 
 ORT_CPU_VNNI = replace(
@@ -87,4 +107,27 @@ ORT_CPU_VNNI = replace(
     name="ort-cpu-vnni",
     title="onnxruntime on x64 with VNNI or ARM with dot products: weights use all of s8; saturates on older x64",
     weight_range=WeightRange.FULL,
+    # Where the processor saturates all the same, the runtime then widens the weights to u8 (slower, but right).
+    session_options={"session.x64quantprecision": "1"},
+)
+
+ORT_CPU_ARM64 = replace(
+    ORT_CPU,
+    name="ort-cpu-arm64",
+    title="onnxruntime on 64-bit ARM: weights use all of s8, u8 and s8 activations run alike; costs not measured",
+    weight_range=WeightRange.FULL,
+    constraints=replace(
+        _CONSTRAINTS,
+        sources=(
+            *_CONSTRAINTS.sources,
+            "onnxruntime: include/onnxruntime/core/session/onnxruntime_session_options_config_keys.h "
+            "(session.qdqisint8allowed is on by default on ARM64)",
+        ),
+        activations=frozenset({DType.UINT8, DType.INT8}),
+    ),
+    notes=(
+        "the dot-product instructions add into 32 bits: products of u8 and s8 saturate nowhere",
+        "s8 activations fuse too (session.qdqisint8allowed is on by default); u8 gives the same numbers as on x64",
+        *ORT_CPU.notes[1:],
+    ),
 )

@@ -136,7 +136,7 @@ def weight_axis(node: Node) -> int:
     """The axis of a node's constant weight that numbers its output channels."""
     if node.op == "Gemm":
         return 0 if node.get("transB", 0) else 1
-    return 1 if node.op == "MatMul" else 0
+    return 1 if node.op in ("MatMul", "ConvTranspose") else 0
 
 
 def data_inputs(node: Node, rule: OpRule) -> range | tuple[int, ...]:

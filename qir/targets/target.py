@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from qir.ir import DType
 from qir.targets.cost import CostTable
 
-__all__ = ["Form", "OpRule", "Target", "WeightRange"]
+__all__ = ["Constraints", "Form", "OpRule", "Target", "WeightRange"]
 
 
 class Form(enum.Enum):
@@ -57,6 +57,30 @@ class OpRule:
 
 
 @dataclass(frozen=True)
+class Constraints:
+    """What a quantized model must keep to so that the runtime takes it and runs it on integers; see ``lint``.
+
+    ``formats``: spellings that it reads (qdq, qoperator, contrib). ``activations``, ``weights``: storage types, weights
+    per tensor or, of the operators in ``per_channel``, a scale an output channel; ``blocked``: types of weights in
+    blocks. ``symmetric_activations``/``symmetric_weights``: zero point 0 (of u8 and u16 the middle code).
+    ``biases``: their types, f32 for those without quantizer. ``fixed_shapes``: no symbolic axes.
+    ``traps``: names of checks that are this target's own. ``sources``: where all that stands written.
+    """
+
+    sources: tuple[str, ...] = ()
+    formats: frozenset[str] = frozenset({"qdq", "qoperator", "contrib"})
+    activations: frozenset[DType] = frozenset({DType.UINT8})
+    weights: frozenset[DType] = frozenset({DType.INT8, DType.UINT8})
+    per_channel: frozenset[str] = frozenset({"Conv", "MatMul", "Gemm"})
+    blocked: frozenset[DType] = frozenset()
+    symmetric_activations: bool = False
+    symmetric_weights: bool = False
+    biases: frozenset[DType] = frozenset({DType.INT32, DType.FLOAT})
+    fixed_shapes: bool = False
+    traps: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime on a kind of processor, for a range of its versions.
 
@@ -70,7 +94,10 @@ class Target:
     input channels on a convolution that quantizes its input at run time is faster than float; None: never. ``cost``:
     what nodes cost.
     ``min_conv_channels``: a convolution of fewer input channels (depthwise ones aside) at an input of the model
-    stays float. ``session_options``: entries that the runtime should be configured with.
+    stays float. ``session_options``: entries that the runtime should be configured with. ``symmetric``: activations
+    have zero point 0. ``per_tensor_weights``: operators whose weight has one scale. ``runs_here``: the runtime is
+    the one that qir runs models with, so what it makes of a model can be looked at. ``format``: how quantization is
+    spelled by default. ``notes``: what to know besides, for readers.
     """
 
     name: str
@@ -94,6 +121,12 @@ class Target:
     session_options: Mapping[str, str] = field(default_factory=dict)
     cost: CostTable = field(default_factory=CostTable)
     min_conv_channels: int = 1
+    symmetric: bool = False
+    per_tensor_weights: frozenset[str] = frozenset()
+    runs_here: bool = True
+    format: str = "qdq"
+    constraints: Constraints = field(default_factory=Constraints)
+    notes: tuple[str, ...] = ()
 
     def rule(self, domain: str, op: str) -> OpRule | None:
         """The rule for an operator of the standard domain; None where it stays float."""

@@ -1,0 +1,234 @@
+"""Measure a cost table on this machine: chains of one operator, float and integer, timed on one thread.
+
+A chain's time over its length is what a node takes; rates come from shapes at which one thing dominates. What is not
+measured keeps the base table's number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from qir.runtime.session import OrtRunner, SessionConfig
+from qir.targets.cost import CostTable
+
+__all__ = ["STEPS", "tune_costs"]
+
+STEPS = 12
+"""How often ``tune_costs`` reports that it has come further."""
+
+_SIDE, _CHANNELS, _LENGTH = 28, 64, 6
+_CONV_SHAPES = ((32, 28), (64, 28), (64, 14), (128, 14), (256, 7))
+"""Channels and side of the 3x3 convolutions that the integer rates are fitted to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """``rounds`` runs of a chain after a few to warm up; the median counts."""
+
+    rounds: int
+
+    def us(self, model: bytes, shape: tuple[int, ...]) -> float:
+        """Microseconds of one run on a float input of this shape."""
+        runner = OrtRunner(model, SessionConfig(threads=1))
+        feed = {"x": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+        times = np.empty(self.rounds)
+        for _ in range(3):
+            runner.run(feed)
+        for index in range(self.rounds):
+            start = time.perf_counter()
+            runner.run(feed)
+            times[index] = time.perf_counter() - start
+        return float(np.median(times) * 1e6)
+
+
+def tune_costs(base: CostTable, *, quick: bool = False, step: Callable[[str], None] = lambda name: None) -> CostTable:
+    """``base`` with the rates of this machine in place of those that are measured. ``step`` is told each measurement;
+    ``quick`` takes a few seconds and is less certain."""
+    timer = _Timer(8 if quick else 40)
+    step("a node")
+    node = _slope(timer, lambda count: _chain(count, (1, 8), _light("Neg")), (1, 8))
+    step("an integer product")
+    integer_node = _slope(timer, lambda count: _chain(count, (1, 16), _product(16, True)), (1, 16))
+    step("conversions")
+    image = (1, _CHANNELS, _SIDE, _SIDE)
+    elements = int(np.prod(image))
+    pair = _slope(timer, lambda count: _chain(count, image, _convert), image) - _slope(
+        timer, lambda count: _chain(count, image, _light("Neg")), image
+    )
+    convert = max(pair - 2 * node, 0.0) / 2 / elements * 1000
+    step("float convolutions")
+    macs = _CHANNELS * _CHANNELS * 9 * _SIDE**2
+    float_conv = _slope(timer, lambda count: _chain(count, image, _conv(_CHANNELS, 1, False)), image)
+    step("integer convolutions")
+    rate, pixel, store = _fit_integer_conv(timer, base, integer_node)
+    step("products of one row")
+    vectors = [
+        _slope(timer, lambda count: _chain(count, (1, 1024), _product(1024, q)), (1, 1024)) for q in (False, True)
+    ]
+    step("depthwise convolutions")
+    deep = [
+        _slope(timer, lambda count: _chain(count, image, _conv(_CHANNELS, _CHANNELS, q)), image) for q in (False, True)
+    ]
+    walked = integer_node + _SIDE**2 * pixel
+    deep_macs = elements * 9
+    element_ns = dict(base.element_ns)
+    for op in ("Add", "Mul", "Sigmoid", "LeakyRelu", "Transpose"):
+        step(op)
+        element_ns[op] = _element_pair(timer, op, image, node)
+    return replace(
+        base,
+        macs_per_us=(_rate(macs, float_conv - node, base.macs_per_us[0]), rate),
+        vector_macs_per_us=(
+            _rate(1024**2, vectors[0] - node, base.vector_macs_per_us[0]),
+            _rate(1024**2, vectors[1] - integer_node, base.vector_macs_per_us[1]),
+        ),
+        depthwise_macs_per_us=(
+            _rate(deep_macs, deep[0] - node, base.depthwise_macs_per_us[0]),
+            _rate(deep_macs, deep[1] - walked, base.depthwise_macs_per_us[1]),
+        ),
+        pixel_us=pixel,
+        store_ns=store,
+        element_ns=element_ns,
+        convert_ns=convert or base.convert_ns,
+        node_us=node or base.node_us,
+        integer_node_us=integer_node or base.integer_node_us,
+    )
+
+
+def _slope(timer: _Timer, chain: Callable[[int], bytes], shape: tuple[int, ...]) -> float:
+    """Microseconds that one more link takes: what a run costs besides cancels out."""
+    short, long = 2, 2 + _LENGTH
+    return max(timer.us(chain(long), shape) - timer.us(chain(short), shape), 0.0) / _LENGTH
+
+
+def _rate(count: float, us: float, otherwise: float) -> float:
+    """Of something that took next to no time nothing is known."""
+    return count / us if us > count / 1e7 else otherwise
+
+
+def _element_pair(timer: _Timer, op: str, image: tuple[int, ...], node: float) -> tuple[float, float]:
+    elements = int(np.prod(image))
+    found = [
+        max(_slope(timer, lambda count: _chain(count, image, _light(op, q)), image) - node, 0.0) / elements * 1000
+        for q in (False, True)
+    ]
+    return found[0], found[1]
+
+
+def _fit_integer_conv(timer: _Timer, base: CostTable, node: float) -> tuple[float, float, float]:
+    """Rate, microseconds a pixel, nanoseconds a stored result: least squares over shapes, relative errors alike."""
+    rows, times = [], []
+    for channels, side in _CONV_SHAPES:
+        shape = (1, channels, side, side)
+        us = _slope(timer, lambda count: _chain(count, shape, _conv(channels, 1, True)), shape) - node  # noqa: B023
+        rows.append([channels * channels * 9 * side**2, side**2, channels * side**2 / 1000])
+        times.append(max(us, 0.1))
+    matrix, wanted = np.array(rows), np.array(times)
+    known = np.array([1 / base.macs_per_us[1], base.pixel_us, base.store_ns])
+    free = [0, 1, 2]
+    while free:
+        rest = wanted - sum((matrix[:, i] * known[i] for i in range(3) if i not in free), np.zeros(len(times)))
+        found = np.linalg.lstsq(matrix[:, free] / wanted[:, None], rest / wanted, rcond=None)[0]
+        if (found > 0).all():
+            known[free] = found
+            break
+        free.remove(free[int(np.argmin(found))])  # keeps the base's number
+    return float(1 / known[0]), float(known[1]), float(known[2])
+
+
+# Chains
+
+Link = Callable[["_Builder", str, int], str]
+
+
+class _Builder:
+    """Collects the nodes and constants of one chain."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {
+            "s": np.float32(0.05), "z": np.uint8(128), "t": np.float32(0.05)
+        }  # fmt: skip
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def quantized(self, value: str) -> str:
+        """Through a quantizer and a dequantizer."""
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", value, "s", "z"), "s", "z")
+
+
+def _chain(count: int, shape: tuple[int, ...], link: Link) -> bytes:
+    builder = _Builder()
+    value = "x"
+    for index in range(count):
+        value = link(builder, value, index)
+    graph = helper.make_graph(
+        builder.nodes, "chain", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(value, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in builder.constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _light(op: str, quantized: bool = False) -> Link:
+    attributes: Mapping[str, Any] = {"perm": [0, 1, 3, 2]} if op == "Transpose" else {}
+
+    def link(builder: _Builder, value: str, index: int) -> str:
+        if quantized and index == 0:
+            value = builder.quantized(value)
+        operands = [value, value] if op in ("Add", "Mul") else [value]
+        made = builder.add(op, *operands, **attributes)
+        return builder.quantized(made) if quantized else made
+
+    return link
+
+
+def _convert(builder: _Builder, value: str, index: int) -> str:
+    """A pair that stays a pair, because a float node stands between it and the next."""
+    return builder.add("Neg", builder.quantized(value))
+
+
+def _conv(channels: int, group: int, quantized: bool) -> Link:
+    def link(builder: _Builder, value: str, index: int) -> str:
+        draw = np.random.default_rng(index)
+        shape = (channels, channels // group, 3, 3)
+        if not quantized:
+            builder.constants[f"w{index}"] = draw.normal(0, 0.03, shape).astype(np.float32)
+            return builder.add("Conv", value, f"w{index}", pads=[1, 1, 1, 1], group=group)
+        if index == 0:
+            value = builder.quantized(value)
+        weight = _integer_weight(builder, draw.integers(-63, 64, shape).astype(np.int8), index)
+        return builder.quantized(builder.add("Conv", value, weight, pads=[1, 1, 1, 1], group=group))
+
+    return link
+
+
+def _product(size: int, quantized: bool) -> Link:
+    def link(builder: _Builder, value: str, index: int) -> str:
+        draw = np.random.default_rng(index)
+        if not quantized:
+            builder.constants[f"w{index}"] = draw.normal(0, 0.03, (size, size)).astype(np.float32)
+            return builder.add("MatMul", value, f"w{index}")
+        if index == 0:
+            value = builder.quantized(value)
+        weight = _integer_weight(builder, draw.integers(-63, 64, (size, size)).astype(np.int8), index)
+        return builder.quantized(builder.add("MatMul", value, weight))
+
+    return link
+
+
+def _integer_weight(builder: _Builder, codes: np.ndarray, index: int) -> str:
+    builder.constants[f"w{index}"] = codes
+    builder.constants["wz"] = np.int8(0)
+    return builder.add("DequantizeLinear", f"w{index}", "t", "wz")
