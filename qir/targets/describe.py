@@ -72,9 +72,8 @@ def target_lines(target: Target) -> list[str]:
     lines += [
         "",
         "Types",
-        f"  activations  {target.activation}, a scale a tensor{symmetric}; it also takes {_texts(rules.activations)}",
-        f"  weights      {target.weight} ({target.weight_range.value}); a scale a channel for {', '.join(sorted(rules.per_channel))}"
-        + (f"; qir gives {', '.join(sorted(target.per_tensor_weights))} one" if target.per_tensor_weights else ""),
+        f"  activations  {target.activation}, a scale a tensor{symmetric}; it takes {_texts(rules.activations)}",
+        f"  weights      {target.weight} ({target.weight_range.value}); a scale a channel for {_texts(rules.per_channel)}",
         f"  biases       {_texts(rules.biases)}",
         f"  formats      {', '.join(sorted(rules.formats))}; {target.format} by default",
     ]
@@ -113,10 +112,8 @@ def _cost_lines(target: Target) -> list[str]:
         "products of few rows": cost.vector_macs_per_us,
         "depthwise convolutions": cost.depthwise_macs_per_us,
     }
-    lines = [
-        f"  {name:24} {pair[0] / 1000:.1f} / {pair[1] / 1000:.1f} billion multiply-adds a second"
-        for name, pair in pairs.items()
-    ]
+    unit = "billion multiply-adds a second"
+    lines = [f"  {name:24} {a / 1000:.1f} / {b / 1000:.1f} {unit}" for name, (a, b) in pairs.items()]
     light = ", ".join(f"{op} {pair[0]:.2g}/{pair[1]:.2g}" for op, pair in list(cost.element_ns.items())[:6])
     lines.append(f"  {'ns an element':24} {light}; converting {cost.convert_ns:.2g}")
     lines.append(f"  {'us a node':24} {cost.node_us:.2g}; an integer product {cost.integer_node_us:.2g}")

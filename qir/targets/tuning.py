@@ -7,7 +7,7 @@ measured keeps the base table's number.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +20,16 @@ from qir.targets.cost import CostTable
 
 __all__ = ["STEPS", "tune_costs"]
 
-STEPS = 12
+STEPS = 11
 """How often ``tune_costs`` reports that it has come further."""
 
-_SIDE, _CHANNELS, _LENGTH = 28, 64, 6
+_SIDE, _CHANNELS, _LENGTH, _MANY = 28, 64, 6, 60
 _CONV_SHAPES = ((32, 28), (64, 28), (64, 14), (128, 14), (256, 7))
 """Channels and side of the 3x3 convolutions that the integer rates are fitted to."""
+
+
+Link = Callable[["_Builder", str, int], str]
+"""Adds one link to a chain: builder, the value so far, how many links there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +57,27 @@ def tune_costs(base: CostTable, *, quick: bool = False, step: Callable[[str], No
     ``quick`` takes a few seconds and is less certain."""
     timer = _Timer(8 if quick else 40)
     step("a node")
-    node = _slope(timer, lambda count: _chain(count, (1, 8), _light("Neg")), (1, 8))
+    node = _slope(timer, _light("Abs"), (1, 8), _MANY)
     step("an integer product")
-    integer_node = _slope(timer, lambda count: _chain(count, (1, 16), _product(16, True)), (1, 16))
+    integer_node = _slope(timer, _product(16, True), (1, 16), _MANY)
     step("conversions")
     image = (1, _CHANNELS, _SIDE, _SIDE)
     elements = int(np.prod(image))
-    pair = _slope(timer, lambda count: _chain(count, image, _convert), image) - _slope(
-        timer, lambda count: _chain(count, image, _light("Neg")), image
-    )
+    pair = _slope(timer, _convert, image) - _slope(timer, _light("Abs"), image)
     convert = max(pair - 2 * node, 0.0) / 2 / elements * 1000
     step("float convolutions")
     macs = _CHANNELS * _CHANNELS * 9 * _SIDE**2
-    float_conv = _slope(timer, lambda count: _chain(count, image, _conv(_CHANNELS, 1, False)), image)
+    float_conv = _slope(timer, _conv(_CHANNELS, 1, False), image)
     step("integer convolutions")
-    rate, pixel, store = _fit_integer_conv(timer, base, integer_node)
+    rate, store = _fit_integer_conv(timer, base, integer_node)
     step("products of one row")
-    vectors = [
-        _slope(timer, lambda count: _chain(count, (1, 1024), _product(1024, q)), (1, 1024)) for q in (False, True)
-    ]
+    vectors = [_slope(timer, _product(1024, integer), (1, 1024)) for integer in (False, True)]
     step("depthwise convolutions")
-    deep = [
-        _slope(timer, lambda count: _chain(count, image, _conv(_CHANNELS, _CHANNELS, q)), image) for q in (False, True)
-    ]
-    walked = integer_node + _SIDE**2 * pixel
+    deep = [_slope(timer, _conv(_CHANNELS, _CHANNELS, integer), image) for integer in (False, True)]
+    walked = integer_node + _SIDE**2 * base.pixel_us
     deep_macs = elements * 9
     element_ns = dict(base.element_ns)
-    for op in ("Add", "Mul", "Sigmoid", "LeakyRelu", "Transpose"):
+    for op in ("Add", "Mul", "Sigmoid", "LeakyRelu"):
         step(op)
         element_ns[op] = _element_pair(timer, op, image, node)
     return replace(
@@ -93,7 +91,6 @@ def tune_costs(base: CostTable, *, quick: bool = False, step: Callable[[str], No
             _rate(deep_macs, deep[0] - node, base.depthwise_macs_per_us[0]),
             _rate(deep_macs, deep[1] - walked, base.depthwise_macs_per_us[1]),
         ),
-        pixel_us=pixel,
         store_ns=store,
         element_ns=element_ns,
         convert_ns=convert or base.convert_ns,
@@ -102,10 +99,10 @@ def tune_costs(base: CostTable, *, quick: bool = False, step: Callable[[str], No
     )
 
 
-def _slope(timer: _Timer, chain: Callable[[int], bytes], shape: tuple[int, ...]) -> float:
+def _slope(timer: _Timer, link: Link, shape: tuple[int, ...], length: int = _LENGTH) -> float:
     """Microseconds that one more link takes: what a run costs besides cancels out."""
-    short, long = 2, 2 + _LENGTH
-    return max(timer.us(chain(long), shape) - timer.us(chain(short), shape), 0.0) / _LENGTH
+    short, long = (timer.us(_chain(count, shape, link), shape) for count in (2, 2 + length))
+    return max(long - short, 0.0) / length
 
 
 def _rate(count: float, us: float, otherwise: float) -> float:
@@ -115,37 +112,28 @@ def _rate(count: float, us: float, otherwise: float) -> float:
 
 def _element_pair(timer: _Timer, op: str, image: tuple[int, ...], node: float) -> tuple[float, float]:
     elements = int(np.prod(image))
-    found = [
-        max(_slope(timer, lambda count: _chain(count, image, _light(op, q)), image) - node, 0.0) / elements * 1000
-        for q in (False, True)
-    ]
+    found = [max(_slope(timer, _light(op, integer), image) - node, 0.0) / elements * 1000 for integer in (False, True)]
     return found[0], found[1]
 
 
-def _fit_integer_conv(timer: _Timer, base: CostTable, node: float) -> tuple[float, float, float]:
-    """Rate, microseconds a pixel, nanoseconds a stored result: least squares over shapes, relative errors alike."""
+def _fit_integer_conv(timer: _Timer, base: CostTable, node: float) -> tuple[float, float]:
+    """Rate, and nanoseconds a stored result: least squares over shapes, relative errors alike. What a pixel costs is
+    the base's number: beside these two it drowns."""
     rows, times = [], []
     for channels, side in _CONV_SHAPES:
         shape = (1, channels, side, side)
-        us = _slope(timer, lambda count: _chain(count, shape, _conv(channels, 1, True)), shape) - node  # noqa: B023
-        rows.append([channels * channels * 9 * side**2, side**2, channels * side**2 / 1000])
+        us = _slope(timer, _conv(channels, 1, True), shape) - node - side**2 * base.pixel_us
+        rows.append([channels * channels * 9 * side**2, channels * side**2 / 1000])
         times.append(max(us, 0.1))
     matrix, wanted = np.array(rows), np.array(times)
-    known = np.array([1 / base.macs_per_us[1], base.pixel_us, base.store_ns])
-    free = [0, 1, 2]
-    while free:
-        rest = wanted - sum((matrix[:, i] * known[i] for i in range(3) if i not in free), np.zeros(len(times)))
-        found = np.linalg.lstsq(matrix[:, free] / wanted[:, None], rest / wanted, rcond=None)[0]
-        if (found > 0).all():
-            known[free] = found
-            break
-        free.remove(free[int(np.argmin(found))])  # keeps the base's number
-    return float(1 / known[0]), float(known[1]), float(known[2])
+    slowness, store = np.linalg.lstsq(matrix / wanted[:, None], np.ones(len(times)), rcond=None)[0]
+    if store > 0 and slowness > 0:
+        return float(1 / slowness), float(store)
+    rest = np.maximum(wanted - matrix[:, 1] * base.store_ns, 0.1)
+    return float(np.median(matrix[:, 0] / rest)), base.store_ns
 
 
 # Chains
-
-Link = Callable[["_Builder", str, int], str]
 
 
 class _Builder:
@@ -182,13 +170,11 @@ def _chain(count: int, shape: tuple[int, ...], link: Link) -> bytes:
 
 
 def _light(op: str, quantized: bool = False) -> Link:
-    attributes: Mapping[str, Any] = {"perm": [0, 1, 3, 2]} if op == "Transpose" else {}
-
     def link(builder: _Builder, value: str, index: int) -> str:
         if quantized and index == 0:
             value = builder.quantized(value)
         operands = [value, value] if op in ("Add", "Mul") else [value]
-        made = builder.add(op, *operands, **attributes)
+        made = builder.add(op, *operands)
         return builder.quantized(made) if quantized else made
 
     return link
@@ -196,7 +182,7 @@ def _light(op: str, quantized: bool = False) -> Link:
 
 def _convert(builder: _Builder, value: str, index: int) -> str:
     """A pair that stays a pair, because a float node stands between it and the next."""
-    return builder.add("Neg", builder.quantized(value))
+    return builder.add("Abs", builder.quantized(value))
 
 
 def _conv(channels: int, group: int, quantized: bool) -> Link:
