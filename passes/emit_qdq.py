@@ -191,7 +191,7 @@ class _Emitter:
     def _codes(self, value: Value, tensor: Tensor, quant: StaticQuant) -> Value:
         graph = value.graph
         assert graph is not None
-        codes = Tensor(quant.dtype, tensor.shape, np.ascontiguousarray(quantize(tensor.numpy(), quant)))
+        codes = Tensor(quant.dtype, tensor.shape, quantize(tensor.numpy(), quant))
         self.result.count("weights")
         return graph.add_initializer(f"{value.name}_quantized", codes)
 

@@ -12,7 +12,7 @@ from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
-from qir.ir import DerivedQuant, DType, Interval, Model, Node, StaticQuant, Use, Value
+from qir.ir import DerivedQuant, DType, Graph, Interval, Model, Node, StaticQuant, Use, UseQuantMarker, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.floats import float_format
 from qir.quant.recipe import Recipe
@@ -37,7 +37,8 @@ class QuantizeStatic(Pass):
     emulates, to try them or to hand the file to a runtime that has kernels.
 
     Integers: asymmetric if unsigned; biases become s32. Floats: the scale brings the largest magnitude to the largest
-    number of the type, zero point 0; biases stay float. ``results`` also stores the results of these and of light
+    number of the type, zero point 0; biases stay float. For ort-cpu, which mistakes
+    float codes for integers when it fuses, a Max of one operand stands on either side of quantizer and dequantizer. ``results`` also stores the results of these and of light
     operators in the activation's type, as runtimes without float units want it.
 
     Before::
@@ -50,7 +51,7 @@ class QuantizeStatic(Pass):
     """
 
     name: ClassVar[str] = "quantize-static"
-    effect: ClassVar[Effect] = Effect.ANALYSIS
+    effect: ClassVar[Effect] = Effect.EXACT
     keeps_observed: ClassVar[bool] = True
 
     activation: TypeName = "f8e4m3fn"
@@ -75,12 +76,18 @@ class QuantizeStatic(Pass):
         data = open_data(ctx.calibration, input_specs(model))
         found = collect(model, list(values), data, progress=ctx.progress)
         types = {value: self._activation_type(one.interval) for value, one in found.items()}
+        # onnxruntime 1.31 moves and fuses float codes as if they were integers: it drops a Relu before a quantizer of
+        # zero point 0, and refuses the integer operators that it makes.
+        blocked = ctx.target.startswith("ort-cpu") and DType.from_text(self.activation).is_float
+        barriers: dict[tuple[Value, Graph], Value] = {}
         for node in nodes:
             missing = [value.name for value in self._activations(node) if types.get(value) is None]
             if missing:
                 result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
                 continue
             self._annotate(node, types, result)
+            if blocked:
+                _raise_barriers(node, self._data(node), barriers)
             result.count(node.op)
             result.changed = True
         if ctx.target.startswith("ort-cpu"):
@@ -166,6 +173,23 @@ class QuantizeStatic(Pass):
         largest = np.maximum(channel_magnitude(weight, axis), SMALLEST_SCALE)
         scale = (largest / float_format(dtype).largest).astype(np.float32)
         return StaticQuant(dtype, tuple(np.atleast_1d(scale).tolist()), (0,), axis)
+
+
+def _raise_barriers(node: Node, uses: list[Use], made: dict[tuple[Value, Graph], Value]) -> None:
+    """Put a ``Max`` of one operand before the quantizer and behind the dequantizer: nothing is fused across it."""
+    for use in uses:
+        quant, graph, value = use.quant, node.graph, use.value
+        if value.is_constant or not isinstance(quant, StaticQuant) or graph is None:
+            continue
+        if (value, graph) not in made:
+            before = graph.insert_before(node, "Max", [value], types=[value.type], source=[node])
+            barrier = graph.insert_before(node, "Max", [before.output], types=[value.type], source=[node])
+            operand = barrier.use(0)
+            assert operand is not None
+            operand.quant = quant
+            made[value, graph] = barrier.output
+        use.quant = UseQuantMarker.INHERIT
+        use.value = made[value, graph]
 
 
 def _result(node: Node) -> Value:

@@ -88,7 +88,7 @@ def quantize(x: np.ndarray, q: StaticQuant) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         for (part, scale, zero), (target, _, _) in zip(_parts(source, q), _parts(codes, q), strict=True):
             target[...] = _encode(np.divide(part.astype(np.float32, copy=False), scale, dtype=work), zero, q.dtype)
-    return codes
+    return codes.reshape(np.shape(x))  # a scalar became a vector on the way
 
 
 def dequantize(codes: np.ndarray, q: StaticQuant) -> np.ndarray:
@@ -103,7 +103,7 @@ def dequantize(codes: np.ndarray, q: StaticQuant) -> np.ndarray:
                 target[...] = part
                 target -= zero.astype(np.float32)
             target *= scale
-    return numbers
+    return numbers.reshape(np.shape(codes))
 
 
 def fake_quantize(x: np.ndarray, q: StaticQuant) -> np.ndarray:
