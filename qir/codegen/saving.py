@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import itertools
+import mmap
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,29 +39,62 @@ def save(
 ) -> None:
     """Write an ONNX file.
 
-    ``external_data``: put weights of at least ``external_threshold`` bytes into ``NAME.data`` beside the model; None
-    does so where a weight already stands in a data file, or where the model would pass 2 GB. Both files are written
-    under temporary names and then renamed, so the model may be saved over the one it was loaded from. Raises
-    OutputError where that fails, and QirError as ``to_bytes`` does.
+    ``external_data``: put weights of at least ``external_threshold`` bytes into ``NAME.data`` beside the model (into
+    ``NAME.2.data`` where a model that is replaced has other data in the former, which goes when the new one is there
+    whole); None does so where a weight already stands in a data file, or where the model would pass 2 GB. Files are
+    written under temporary names and then renamed: whenever that is interrupted, the old model or the new one is there.
+    The model may be saved over the one it was loaded from. Raises OutputError where that fails, and QirError as
+    ``to_bytes`` does.
     """
     path = Path(path)
     _check_target(path)
     if external_data is None:
         external_data = _wants_external(model)
-    data_path = path.with_name(path.name + ".data")
-    layout = _layout(model, external_threshold, data_path.name) if external_data else {}
+    first = path.with_name(path.name + ".data")
+    layout = _layout(model, external_threshold, first.name) if external_data else {}
     message = model_message(model, external=layout, annotations=annotations, strip_provenance=strip_provenance)
     if message.size > MOST_BYTES:
         remedy = "save it with external data" if not external_data else "lower external_threshold"
         raise OutputError(f"{str(path)!r} would be {message.size / 1e9:.1f} GB, one ONNX file holds 2 GB: {remedy}")
-    with _replacing(path) as model_file:
+    used = _data_of(path)
+    with _temporary(path) as model_file, ExitStack() as data_files:
         if layout:
-            _check_target(data_path)
-            with _replacing(data_path) as data_file:
-                _write_data(data_file, layout)
-                _write(model_file, message.chunks())
+            _check_target(first)
+            data_file = data_files.enter_context(_temporary(first))
+            _write_data(data_file, layout)
+            data_file.flush()
+            data_path = first
+            if first in used and not filecmp.cmp(first, data_file.name, shallow=False):
+                data_path = path.with_name(path.name + ".2.data")
+                layout = {value: (data_path.name, offset, size) for value, (_, offset, size) in layout.items()}
+                message = model_message(
+                    model, external=layout, annotations=annotations, strip_provenance=strip_provenance
+                )
+            _write(model_file, message.chunks())
+            used.discard(data_path)
+            os.replace(data_file.name, data_path)
         else:
             _write(model_file, message.chunks())
+        model_file.close()
+        os.replace(model_file.name, path)
+    for replaced in used:
+        with suppress(OSError):
+            replaced.unlink()
+
+
+def _data_of(path: Path) -> set[Path]:
+    """The data files, of names that ``save`` gives, of the model that stands there now."""
+    places = (path.with_name(path.name + ".data"), path.with_name(path.name + ".2.data"))
+    return {place for place in places if place.exists() and _mentions(path, place.name)}
+
+
+def _mentions(path: Path, name: str) -> bool:
+    """Whether the file, an older model, holds this name."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(name.encode()) >= 0
+    except (OSError, ValueError):  # absent, empty
+        return False
 
 
 def _wants_external(model: Model) -> bool:
@@ -132,19 +167,14 @@ def _check_target(path: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` at the end of the block, and vanishes where that raises."""
+def _temporary(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside ``path``, for the block to rename; it vanishes where that does not happen."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_unique)}.tmp")
     try:
-        file = open(temporary, "xb")  # closed below, before it is renamed
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
-    try:
-        with file:
+        with open(temporary, "xb") as file:
             yield file
-        os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)

@@ -136,7 +136,7 @@ def test_saving_over_the_file_that_is_mapped(tmp_path: Path) -> None:
     small = next(value for value in edited.graph.initializers if value.name == "small")
     small.const = Tensor.of(np.zeros(2048, np.float32))
     save(edited, path)
-    assert (tmp_path / "m.onnx.data").stat().st_nlink == 1
+    assert (tmp_path / "m.onnx.2.data").stat().st_nlink == 1
     # The model that was loaded before still sees the data it was loaded with.
     assert difference(two_weights(), export_model(model), "model") is None
     save(model, path)
@@ -279,3 +279,34 @@ def test_the_file_version_is_the_lowest_that_does(opset: int, version: int) -> N
 def test_the_same_model_gives_the_same_bytes() -> None:
     first, second = (to_bytes(import_model(two_weights())) for _ in range(2))
     assert first == second == to_bytes(import_model(two_weights()).clone())
+
+
+def other_weights() -> Model:
+    model = import_model(two_weights())
+    big = next(value for value in model.graph.initializers if value.name == "big")
+    big.const = Tensor.of(BIG + 1)
+    return model
+
+
+def test_a_model_keeps_its_data_until_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    save(import_model(two_weights()), path, external_data=True)
+    before = path.read_bytes(), data.read_bytes()
+
+    def killed(source: str, target: str | Path) -> None:
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(other_weights(), path, external_data=True)
+    assert (path.read_bytes(), data.read_bytes()) == before
+
+    save(other_weights(), path, external_data=True)
+    assert files(tmp_path) == ["m.onnx", "m.onnx.2.data"]
+    save(import_model(two_weights()), path, external_data=True)
+    assert files(tmp_path) == ["m.onnx", "m.onnx.data"]
+    save(import_model(two_weights()), path, external_data=True)
+    assert (path.read_bytes(), data.read_bytes()) == before, "the same model over itself gives the same bytes"
