@@ -38,8 +38,9 @@ class QuantizeStatic(Pass):
 
     Integers: asymmetric if unsigned; biases become s32. Floats: the scale brings the largest magnitude to the largest
     number of the type, zero point 0; biases stay float. For ort-cpu, which mistakes
-    float codes for integers when it fuses, a Max of one operand stands on either side of quantizer and dequantizer. ``results`` also stores the results of these and of light
-    operators in the activation's type, as runtimes without float units want it.
+    float codes for integers when it fuses, a Max of one operand stands on either side of quantizer and dequantizer.
+    ``results`` also stores the results of these and of light operators in the activation's type, as runtimes without
+    float units want it.
 
     Before::
 
