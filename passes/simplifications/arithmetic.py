@@ -24,9 +24,13 @@ def _is_all(value: Value | None, number: float | bool) -> bool:
 
 
 def _keeps_shape(source: Value | None, constant: Value | None) -> bool:
-    """Broadcasting ``constant`` to ``source`` gives the shape of ``source``, whatever the open sizes turn out to be."""
+    """Broadcasting ``constant`` to ``source`` gives the shape of ``source``, whatever the open sizes turn out to be.
+
+    A vector along the last axis is refused: ones and zeros there are weights of a norm or linear layer before training,
+    and runtimes know layer norm and attention by their Mul and Add.
+    """
     tensor = constant_of(constant)
-    if source is None or tensor is None:
+    if source is None or tensor is None or tensor.shape[-1:] not in ((), (1,)):
         return False
     shape = source.shape
     if shape is None or len(tensor.shape) > len(shape):

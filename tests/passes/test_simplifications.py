@@ -20,7 +20,8 @@ def left(lines: str, inputs: str = "%x: f32[2,3]", opset: int = 17) -> list[str]
     ("line", "goes"),
     [
         ("@c: f32[] = 1.0\n%a = Mul(%x, @c)", True),
-        ("@c: f32[3] = [1, 1, 1]\n%a = Mul(@c, %x)", True),
+        ("@c: f32[2,1] = [1, 1]\n%a = Mul(@c, %x)", True),
+        ("@c: f32[3] = [1, 1, 1]\n%a = Mul(@c, %x)", False),  # weights of a norm, not yet trained
         ("@c: f32[1,1] = [1]\n%a = Div(%x, @c)", True),
         ("@c: f32[] = 0.0\n%a = Add(@c, %x)", True),
         ("@c: f32[] = 0.0\n%a = Sub(%x, @c)", True),
