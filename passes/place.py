@@ -44,6 +44,10 @@ class Place(Pass):
         """Raises ModelError where the runtime refuses the emitted model."""
         result = PassResult()
         target = load_target(ctx.target)
+        if not target.runs_here:
+            message = f"nothing checked: {target.name} does not run here ('qir targets lint' holds a model against it)"
+            result.remarks.append(self.note(None, message))
+            return result
         if not any(node.kernel not in (None, "float") for node in model.walk()):
             return result
         for _ in range(self.max_rounds):
