@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from qir.calibration.specs import input_specs
 from qir.calibration.statistics import MinMax, MovingRange
 from qir.calibration.thresholds import entropy_range, mse_range, percentile_range
 from qir.errors import DataError
-from qir.ir import Interval, Model, Value
+from qir.ir import Interval, Model, Node, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
+from qir.quant.recipe import Choice, Method, Recipe
 from qir.targets import Target
-from qir.targets.regions import plan_regions
+from qir.targets.regions import data_inputs, plan_regions
 
 __all__ = ["Calibrate"]
 
@@ -36,7 +37,7 @@ class Calibrate(Pass):
     elements; ``mse``, that of least squared quantization error; ``entropy``, that which keeps the distribution of
     magnitudes; ``moving-average`` of each sample's minimum and maximum, of which ``keep`` remains at each step. What
     is narrower than the exact range is cut at run time, and a remark says so. Values inside of bodies get the exact
-    range.
+    range. A ``recipe`` may name another method for the quantizers of some nodes.
 
     Before::
 
@@ -51,9 +52,10 @@ class Calibrate(Pass):
     effect: ClassVar[Effect] = Effect.ANALYSIS
     keeps_observed: ClassVar[bool] = True
 
-    method: Literal["minmax", "percentile", "mse", "entropy", "moving-average"] = "minmax"
+    method: Method = "minmax"
     percentile: float = 99.99
     keep: float = 0.9
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -70,7 +72,9 @@ class Calibrate(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
         result = PassResult()
-        values, planned = _watched(model, load_target(ctx.target))
+        chosen = Recipe.open(self.recipe).assign(model, ctx.reference)
+        values, planned, methods = _watched(model, load_target(ctx.target), chosen)
+        methods = {value: methods.get(value, self.method) for value in values}
         if not planned:
             result.remarks.append(self.missed(None, "the target has no integer form for any node of this model"))
             return result
@@ -78,8 +82,9 @@ class Calibrate(Pass):
             return result
         feeds = open_data(ctx.calibration, input_specs(model))
         narrowed: list[Value] = []
-        for value, found in collect(model, values, feeds, observe=self._observer(model), progress=ctx.progress).items():
-            seen, value.observed = _choose(self, found)
+        collected = collect(model, values, feeds, observe=self._observer(model, methods), progress=ctx.progress)
+        for value, found in collected.items():
+            seen, value.observed = _choose(self, methods[value], found)
             result.count("values")
             if value.observed != seen.interval:
                 narrowed.append(value)
@@ -98,17 +103,19 @@ class Calibrate(Pass):
                 )
         if narrowed:
             result.count("narrowed", len(narrowed))
+            used = ", ".join(sorted({methods[value] for value in narrowed}))
             result.remarks.append(
-                self.note(None, f"the ranges of {len(narrowed)} values are narrower than what was seen: {self.method}")
+                self.note(None, f"the ranges of {len(narrowed)} values are narrower than what was seen: {used}")
             )
         result.changed = True
         return result
 
-    def _observer(self, model: Model) -> Callable[[Value, np.ndarray], Found]:
+    def _observer(self, model: Model, methods: Mapping[Value, str]) -> Callable[[Value, np.ndarray], Found]:
         """What is remembered of an array: no more than the method needs."""
-        graph, method, keep = model.graph, self.method, self.keep
+        graph, keep = model.graph, self.keep
 
         def observe(value: Value, array: np.ndarray) -> Found:
+            method = methods[value]
             if method == "minmax" or value.graph is not graph:
                 return MinMax.of(array)
             return MovingRange.of(array, keep) if method == "moving-average" else Histogram.of(array)
@@ -116,13 +123,13 @@ class Calibrate(Pass):
         return observe
 
 
-def _choose(options: Calibrate, found: Found) -> tuple[MinMax, Interval]:
+def _choose(options: Calibrate, method: str, found: Found) -> tuple[MinMax, Interval]:
     """What was seen exactly, and the range to quantize."""
     if isinstance(found, MinMax):
         return found, found.interval
     if isinstance(found, MovingRange):
         return found.seen, found.interval
-    match options.method:
+    match method:
         case "percentile":
             return found.seen, percentile_range(found, options.percentile)
         case "mse":
@@ -131,12 +138,16 @@ def _choose(options: Calibrate, found: Found) -> tuple[MinMax, Interval]:
             return found.seen, entropy_range(found)
 
 
-def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
-    """The values that parameters depend on, bodies included, and whether any node is to run on integers.
+def _watched(
+    model: Model, target: Target, chosen: Mapping[Node, Choice]
+) -> tuple[list[Value], bool, dict[Value, Method]]:
+    """The values that parameters depend on, bodies included, whether any node is to run on integers, and which method
+    the choices name for which value: what a node stores, and what it reads that nobody stores.
 
     In a body also an operand or result of what needs no parameters: it tells whether any sample ran the body.
     """
     values: dict[Value, None] = {}
+    methods: dict[Value, Method] = {}
     stored: set[Value] = set()
     planned = False
     for graph in model.graph.graphs():
@@ -144,9 +155,15 @@ def _watched(model: Model, target: Target) -> tuple[list[Value], bool]:
         stored |= plan.stored()
         planned |= bool(plan.integer)
         values.update(dict.fromkeys(plan.quantized_values()))
+        for node, rule in plan.integer.items():
+            choice = chosen.get(node)
+            if choice is not None and choice.method is not None:
+                reads = [node.input(index) for index in data_inputs(node, rule)]
+                own = [plan.result[node], *(value for value in reads if value is not None and value not in stored)]
+                methods.update(dict.fromkeys(own, choice.method))
         if graph.owner is not None:
             for node in plan.integer:
                 first = node.input(0)
                 inside = first is not None and first.graph is graph and not first.is_constant
                 values[first if inside and first is not None else node.output] = None
-    return list(values), planned
+    return list(values), planned, methods

@@ -17,6 +17,7 @@ from qir.passes.evaluation import Evaluator
 from qir.passes.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
+from qir.quant.recipe import Recipe
 
 __all__ = ["MixedPrecision"]
 
@@ -29,7 +30,7 @@ class MixedPrecision(Pass):
 
     Without ``min-sqnr``, a node goes back only where that pays: at least ``db-per-percent`` dB for each percent of the
     model's time, at most ``max-percent`` in all and ``max-share`` of the nodes. With it, more follow until the worst
-    output reaches it in dB.
+    output reaches it in dB. Nodes to which a ``recipe`` gives a precision keep it.
 
     Before::
 
@@ -51,6 +52,7 @@ class MixedPrecision(Pass):
     samples: int = 4
     check_samples: int = 16
     max_nodes: int = 120
+    recipe: str | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -59,7 +61,8 @@ class MixedPrecision(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without calibration samples."""
         result = PassResult()
-        candidates = [node for node in model.walk() if _is_candidate(node)]
+        pinned = Recipe.open(self.recipe).pinned(model, ctx.reference)
+        candidates = [node for node in model.walk() if _is_candidate(node) and node not in pinned]
         if not candidates or len(candidates) > self.max_nodes:
             if candidates:
                 message = f"{len(candidates)} nodes are more than max-nodes={self.max_nodes}, none was ablated"

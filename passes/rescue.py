@@ -20,6 +20,7 @@ from qir.passes.evaluation import Evaluator
 from qir.passes.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
+from qir.quant.recipe import Recipe
 from qir.quant.schemes import activation_quant
 from qir.runtime.session import OrtRunner
 
@@ -32,6 +33,7 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 class Rescue(Pass):
     """Run the annotated model on a few calibration samples; while an output is worse than ``min-sqnr`` dB, take the
     integers away from the values that lose most (by their own quantization error), twice as many each round.
+    Nodes to which a ``recipe`` gives a precision keep it.
 
     Before::
 
@@ -49,6 +51,7 @@ class Rescue(Pass):
 
     min_sqnr: float = 10.0
     samples: int = 8
+    recipe: str | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -67,7 +70,8 @@ class Rescue(Pass):
         if sqnr >= self.min_sqnr:
             result.count("sqnr_db", sqnr)
             return result
-        ranking = _rank(model, feeds)
+        pinned = Recipe.open(self.recipe).pinned(model, ctx.reference)
+        ranking = [(value, own) for value, own in _rank(model, feeds) if pinned.isdisjoint(_holders(value))]
         step = 1
         while sqnr < self.min_sqnr and ranking:
             for value, own in ranking[:step]:
@@ -124,8 +128,8 @@ def _rank(model: Model, feeds: Feeds) -> list[tuple[Value, float]]:
     return sorted(ranked, key=lambda item: item[1])
 
 
-def _float_value(value: Value) -> list[Node]:
-    """Dequantize what stores the value and what reads it as integers; the nodes that changed."""
+def _holders(value: Value) -> list[Node]:
+    """What stores the value and what reads it as integers."""
     nodes = [use.node for use in value.uses if use.node is not None and use.effective_quant is not None]
     producer = value.producer
     if producer is not None and value.quant is not None:
@@ -134,7 +138,12 @@ def _float_value(value: Value) -> list[Node]:
             operand = producer.input(0)
             source = operand.producer if operand is not None and operand.producer is not None else producer
         nodes.append(source)
-    changed = [node for node in dict.fromkeys(nodes) if node.kernel in _INTEGER]
+    return [node for node in dict.fromkeys(nodes) if node.kernel in _INTEGER]
+
+
+def _float_value(value: Value) -> list[Node]:
+    """Dequantize its holders; the nodes that changed."""
+    changed = _holders(value)
     for node in changed:
         dequantize_node(node)
     return changed

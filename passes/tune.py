@@ -12,6 +12,7 @@ from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Model
+from qir.passes.calibrate import Calibrate
 from qir.passes.correct_bias import spread
 from qir.passes.evaluation import Evaluator
 from qir.passes.quantize import Quantize
@@ -35,7 +36,7 @@ class Tune(Pass):
     samples that the trial did not calibrate on: on average over the samples, each by itself, by more than twice the
     standard error of that average, because ranges that clip are easily fitted to the samples at hand. What helps one
     model hurts another, so nothing is taken on faith. What was chosen then runs on the model itself, with all samples;
-    without a choice, the model stays as it was calibrated.
+    without a choice, the model stays as it was calibrated. What a ``recipe`` says of nodes holds in every trial.
 
     Before::
 
@@ -60,6 +61,7 @@ class Tune(Pass):
     samples: int = 20
     fit_samples: int = 40
     min_gain: float = 0.3
+    recipe: str | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -74,7 +76,7 @@ class Tune(Pass):
         feeds = spread(data, self.samples + self.fit_samples)
         checked = feeds[1::3][: self.samples] if len(feeds) >= 6 else feeds
         fitted = [feed for index, feed in enumerate(feeds) if index % 3 != 1] if len(feeds) >= 6 else feeds
-        trial = _Trial(model, checked, fitted, ctx)
+        trial = _Trial(model, checked, fitted, ctx, self.recipe)
         prepared: list[str] = []
         method = self.calibrate[0]
         best = trial.score(prepared, method)
@@ -94,7 +96,7 @@ class Tune(Pass):
             ctx.progress.advance()
         ctx.progress.finish()
         result.count("sqnr_db", float(best.mean()))
-        for pass_ in _passes(prepared, method) if prepared or method != self.calibrate[0] else ():
+        for pass_ in _passes(prepared, method, self.recipe) if prepared or method != self.calibrate[0] else ():
             done = pass_.run(model, ctx)
             result.remarks += done.remarks
             result.changed |= done.changed
@@ -122,8 +124,9 @@ class Tune(Pass):
 class _Trial:
     """Scores preparations of one model."""
 
-    def __init__(self, model: Model, checked: Feeds, fitted: Feeds, ctx: PassContext) -> None:
+    def __init__(self, model: Model, checked: Feeds, fitted: Feeds, ctx: PassContext, recipe: str | None) -> None:
         self._model = model
+        self._recipe = recipe
         self._ctx = replace(ctx, calibration=list(fitted))
         self._evaluator = Evaluator(model, checked, self._ctx, fit=fitted[: len(checked)])
 
@@ -136,11 +139,13 @@ class _Trial:
             changed = any(result.changed for result in results)
         if not changed:
             return None
-        for pass_ in _passes((), method):
+        for pass_ in _passes((), method, self._recipe):
             pass_.run(copy, self._ctx)
-        Quantize().run(copy, self._ctx)
+        Quantize(recipe=self._recipe).run(copy, self._ctx)
         return np.asarray(np.minimum(self._evaluator.sample_sqnrs(copy), _EXACT_ENOUGH))
 
 
-def _passes(prepared: Sequence[str], method: str) -> list[Pass]:
-    return list(Pipeline([*prepared, "analyze-ranges", method]).passes)
+def _passes(prepared: Sequence[str], method: str, recipe: str | None) -> list[Pass]:
+    """Preparations, then calibration by that method but where the recipe says otherwise."""
+    passes = Pipeline([*prepared, "analyze-ranges", method]).passes
+    return [replace(pass_, recipe=recipe) if isinstance(pass_, Calibrate) else pass_ for pass_ in passes]

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qir.api.emission import with_format, with_integer_io, write_session_options
 from qir.api.opaque import first_opaque_node, split
-from qir.calibration.data import DataSource, hold_out, open_data
+from qir.calibration.data import DataSource, hold_out, is_random, open_data
+from qir.calibration.images import Images
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable, save
-from qir.errors import DataError, OutputError, UnsupportedError
+from qir.errors import DataError, OptionError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
-from qir.passes.cluster_weights import ClusterWeights
-from qir.passes.convert_float import ConvertFloat
+from qir.passes.analyze_ranges import AnalyzeRanges
 from qir.passes.mixed_precision import MixedPrecision
-from qir.passes.quantize import Quantize
-from qir.passes.quantize_dynamic import QuantizeDynamic
-from qir.passes.quantize_log import QuantizeLog
-from qir.passes.quantize_static import QuantizeStatic
-from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, Progress, Remark, RemarkKind
+from qir.passes.placement import PlacementRecorder
+from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, PipelineResult, Progress, Remark, RemarkKind
+from qir.pipeline.registry import load_target
 from qir.quant.detect import first_quantized_node
+from qir.quant.integer_io import read_io
+from qir.quant.recipe import Recipe
 from qir.report.quantization import QuantizationReport
 from qir.runtime.latency import LatencyComparison, compare_latency
 from qir.runtime.session import PLAIN, OrtRunner
 from qir.runtime.specs import Model as Serialized
-from qir.targets.audit import audit
+from qir.targets import Target
+from qir.targets.audit import Audit, audit
+from qir.validation.float_view import float_view, to_codes
 from qir.validation.golden import GoldenSet, check_all_against, open_golden
 from qir.validation.metrics import Comparison
+from qir.validation.tasks import Metric, UserFunction, open_metric
 
 __all__ = ["quantize"]
 
@@ -50,9 +54,16 @@ def quantize(
     preset: str = "int8",
     target: str = "ort-cpu",
     keep_float: Sequence[str] = (),
-    recipe: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     settings: Sequence[str] = (),
+    input_range: Sequence[str] = (),
     min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    metric: str | UserFunction | None = None,
+    preprocess: str | None = None,
+    labels: str | None = None,
+    format: str | None = None,
+    io_dtype: Sequence[str] = (),
     latency_seconds: float = 2.0,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
@@ -64,8 +75,13 @@ def quantize(
     out of calibration and measured on. Presets that look at no data run without ``calibration``; with no data at all
     nothing is measured, and the report says so. ``preset``: a pipeline by name; ``settings``: options of its passes,
     ``PASS.OPTION=VALUE``. ``keep_float``: names, globs or operators that stay float; ``recipe``: a TOML file of such
-    choices. ``min_sqnr`` in dB: below it the report says so and nothing is
-    written. ``latency_seconds`` 0 leaves the timing out.
+    choices. ``input_range``: what inputs can hold, ``NAME=LO:HI``. ``min_sqnr`` in dB of the worst output, and
+    ``max_drop`` in points of the task metric (of ``metric``, by default accuracy, where ``golden`` has labels; else of
+    agreement with the float model): the search leaves as much in float as they need, and where they are not reached
+    the report says so and nothing is written. ``metric``: see ``qir.validation.tasks``. ``preprocess`` and ``labels``
+    are for folders of images, see ``qir.calibration.images``. ``format``: how quantization is spelled, ``qdq``,
+    ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer inputs and outputs, ``uint8`` for all or
+    ``NAME=uint8``; their scales are in the report and the model's metadata. ``latency_seconds`` 0 leaves the timing out.
 
     Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
     written then.
@@ -74,33 +90,64 @@ def quantize(
     if output is not None:
         _check_writable(output)
         _check_inputs_survive(output, model, calibration, golden)
-    pipeline = Pipeline.parse(preset).with_settings(settings)
-    if calibration is None and golden is None and min_sqnr is not None:
-        raise DataError("min_sqnr needs samples to measure on: give --golden or --calib")
+    pipeline = with_format(Pipeline.parse(preset).with_settings(settings), format, load_target(target))
+    pipeline = with_integer_io(pipeline, io_dtype)
+    if calibration is None and golden is None and (min_sqnr is not None or max_drop is not None):
+        raise DataError("a threshold needs samples to measure on: give --golden or --calib")
+    task = None if metric is None else open_metric(metric)
     source = model if isinstance(model, Model) else load(model)
     quantized = first_quantized_node(source)
     if quantized is not None:
         raise UnsupportedError(
-            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that it is from"
+            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that it is from, "
+            "or 'qir opt MODEL --passes lift,dequantize -o FLOAT.onnx' makes one of it"
         )
     parts = split(source, _MIN_OPSET) if first_opaque_node(source) is not None else None
+    if parts is not None and io_dtype:
+        raise UnsupportedError(
+            f"integer inputs and outputs do not go with {parts.opaque[0].domain}.{parts.opaque[0].op}, which the runtime "
+            "does not know: leave --io-dtype out"
+        )
     whole, source = source, source if parts is None else parts.part
-    pipeline = _with_options(pipeline, keep_float, recipe, min_sqnr)
-    calibration_data, held_out = _samples(pipeline, preset, calibration, source, hold_some_out=golden is None)
+    pipeline = _with_options(pipeline, keep_float, recipe, input_range)
+    images = Images.parse(preprocess, labels)
+    calibration_data, held_out = _samples(pipeline, preset, calibration, source, golden is None, images)
     watch = progress or NoProgress()
-    result = pipeline.run(
+    recorder = PlacementRecorder()
+
+    def compile_for(threshold: float | None) -> PipelineResult:
+        recorder.recipe = None
+        return _with_threshold(pipeline, threshold).run(
+            source,
+            calibration=calibration_data,
+            target=target,
+            reference=source,
+            progress=watch,
+            instruments=[*instruments, recorder],
+        )
+
+    result = compile_for(min_sqnr)
+    if max_drop is not None and calibration_data is not None:
+        result = _search(source, result, compile_for, max_drop, calibration_data, task)
+    measured = _measure(
+        load_target(target),
         source,
-        calibration=calibration_data,
-        target=target,
-        reference=source,
-        progress=watch,
-        instruments=instruments,
+        result.model,
+        golden,
+        held_out,
+        calibration_data,
+        latency_seconds,
+        watch,
+        task,
+        images,
     )
-    measured = _measure(source, result.model, golden, held_out, calibration_data, latency_seconds, watch)
+    if max_drop is not None and measured.accuracy is not None and measured.accuracy.drop is None:
+        raise DataError("max_drop needs labels, or an output that decides between classes: give --min-sqnr instead")
     if parts is not None:
         result.model = parts.join(result.model)
         result.first_remarks += [_opaque_remark(node) for node in parts.opaque]
         measured.on += ", up to the operators that the runtime does not know"
+    options = write_session_options(result.model, load_target(target))
     report = QuantizationReport(
         source=model.graph.name or "model" if isinstance(model, Model) else os.fspath(model),
         output=None if output is None else os.fspath(output),
@@ -117,6 +164,11 @@ def quantize(
         executed_float=measured.float_heavy,
         latency=measured.latency,
         min_sqnr=min_sqnr,
+        max_drop=max_drop,
+        placement=recorder.recipe,
+        synthetic=is_random(calibration) or is_random(golden),
+        session_options=options,
+        integer_io=read_io(result.model.metadata),
         versions=_versions(),
     )
     if output is not None:
@@ -137,29 +189,68 @@ def _opaque_remark(node: Node) -> Remark:
 def _with_options(
     pipeline: Pipeline,
     keep_float: Sequence[str],
-    recipe: str | os.PathLike[str] | None,
-    min_sqnr: float | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
+    input_range: Sequence[str],
 ) -> Pipeline:
-    """The same pipeline with the user's choices in the passes that they concern."""
+    """The same pipeline with the user's choices in every pass that has an option for them."""
+    chosen = recipe.to_toml() if isinstance(recipe, Recipe) else None if recipe is None else os.fspath(recipe)
 
     def adapt(pass_: Pass) -> Pass:
-        if isinstance(pass_, Quantize | QuantizeDynamic):
-            return replace(
-                pass_,
-                keep_float=(*pass_.keep_float, *keep_float),
-                recipe=pass_.recipe if recipe is None else os.fspath(recipe),
-            )
-        if isinstance(pass_, ClusterWeights | QuantizeLog | QuantizeStatic | ConvertFloat):
-            return replace(pass_, keep_float=(*pass_.keep_float, *keep_float))
-        if isinstance(pass_, MixedPrecision) and min_sqnr is not None:
-            return replace(pass_, min_sqnr=min_sqnr + _SQNR_MARGIN)
-        return pass_
+        options: dict[str, Any] = {}
+        if keep_float and hasattr(pass_, "keep_float"):
+            options["keep_float"] = (*pass_.keep_float, *keep_float)
+        if chosen is not None and hasattr(pass_, "recipe"):
+            options["recipe"] = chosen
+        if input_range and isinstance(pass_, AnalyzeRanges):
+            options["input_range"] = (*pass_.input_range, *input_range)
+        return replace(pass_, **options) if options else pass_
 
-    return Pipeline([adapt(pass_) for pass_ in pipeline.passes])
+    adapted = [adapt(pass_) for pass_ in pipeline.passes]
+    if input_range and not any(isinstance(pass_, AnalyzeRanges) for pass_ in adapted):
+        raise OptionError("input_range: no pass of this preset looks at ranges (analyze-ranges would)")
+    return Pipeline(adapted)
+
+
+def _with_threshold(pipeline: Pipeline, min_sqnr: float | None) -> Pipeline:
+    """The same pipeline, searching for a placement that reaches so many dB."""
+    if min_sqnr is None:
+        return pipeline
+    wanted = min_sqnr + _SQNR_MARGIN
+    passes = [replace(one, min_sqnr=wanted) if isinstance(one, MixedPrecision) else one for one in pipeline.passes]
+    return Pipeline(passes)
+
+
+_SEARCH_ROUNDS, _SEARCH_STEP = 4, 4.0
+
+
+def _search(
+    source: Model,
+    result: PipelineResult,
+    compile_for: Callable[[float], PipelineResult],
+    max_drop: float,
+    calibration: DataSource,
+    metric: Metric | None,
+) -> PipelineResult:
+    """Ask for more dB until the metric on the calibration samples drops by no more than allowed, a few times.
+
+    The samples to check on are not looked at. Where calibration samples have no labels, agreement stands for them.
+    """
+    labelled = metric if calibration.labels is not None else None
+    with runnable(source) as float_model:
+        for _ in range(_SEARCH_ROUNDS):
+            with runnable(result.model) as int_model:
+                golden = GoldenSet(calibration, ())
+                comparison = check_all_against(
+                    golden, [float_view(OrtRunner(int_model))], OrtRunner(float_model), labelled
+                )[0]
+            if comparison.drop is None or comparison.drop <= max_drop or comparison.sqnr_min_db == float("inf"):
+                break
+            result = compile_for(comparison.sqnr_min_db + _SEARCH_STEP)
+    return result
 
 
 def _samples(
-    pipeline: Pipeline, preset: str, calibration: Any, model: Model, hold_some_out: bool
+    pipeline: Pipeline, preset: str, calibration: Any, model: Model, hold_some_out: bool, images: Images | None
 ) -> tuple[DataSource | None, DataSource | None]:
     """What to calibrate on, and what is kept out of that to measure on."""
     needing = pipeline.needs_calibration
@@ -170,7 +261,7 @@ def _samples(
                 "or calibration=... from Python"
             )
         return None, None
-    data = open_data(calibration, input_specs(model))
+    data = open_data(calibration, input_specs(model), images=images)
     fitted, held_out = hold_out(data) if hold_some_out else (data, None)
     if needing is not None and fitted.count == 0:
         raise DataError(f"{fitted.name}: holds no sample, give at least one")
@@ -190,6 +281,7 @@ class _Measured:
 
 
 def _measure(
+    target: Target,
     source: Model,
     quantized: Model,
     golden: Any,
@@ -197,10 +289,12 @@ def _measure(
     calibration: DataSource | None,
     latency_seconds: float,
     watch: Progress,
+    metric: Metric | None,
+    images: Images | None,
 ) -> _Measured:
     """Run the emitted model beside the float model. Without samples it is only loaded, to see what it executes."""
     with runnable(quantized) as int_model:
-        executed = audit(quantized, int_model)
+        executed = audit(quantized, int_model) if target.runs_here else Audit()
         measured = _Measured(
             "no data",
             integer=dict(sorted(executed.integer.items())),
@@ -209,23 +303,30 @@ def _measure(
         if golden is None and calibration is None:
             return measured
         with runnable(source) as float_model:
-            golden_set, kind = _check_set(golden, held_out, calibration, float_model)
+            golden_set, kind = _check_set(golden, held_out, calibration, float_model, images)
             watch.start("validating", None)
-            runners = [OrtRunner(int_model), OrtRunner(int_model, PLAIN)]
-            measured.accuracy, measured.plain = check_all_against(golden_set, runners, OrtRunner(float_model))
+            runners = [float_view(OrtRunner(int_model)), float_view(OrtRunner(int_model, PLAIN))]
+            measured.accuracy, measured.plain = check_all_against(golden_set, runners, OrtRunner(float_model), metric)
             watch.finish()
             measured.on = f"{measured.accuracy.samples} {kind}"
-            measured.latency = _latency(float_model, int_model, golden_set, latency_seconds)
+            if target.runs_here:
+                measured.latency = _latency(float_model, int_model, golden_set, latency_seconds, quantized)
+            else:
+                measured.on += f"; computed by onnxruntime in place of {target.name}, which is not here"
     return measured
 
 
 def _check_set(
-    golden: Any, held_out: DataSource | None, calibration: DataSource | None, float_model: Serialized
+    golden: Any,
+    held_out: DataSource | None,
+    calibration: DataSource | None,
+    float_model: Serialized,
+    images: Images | None,
 ) -> tuple[GoldenSet, str]:
     """What is measured on, and how the report calls it."""
     if golden is not None:
         runner = OrtRunner(float_model)
-        opened = open_golden(golden, runner.inputs, runner.outputs)
+        opened = open_golden(golden, runner.inputs, runner.outputs, images=images)
         return opened, f"golden samples of {opened.name}"
     if held_out is not None:
         return GoldenSet(held_out, ()), "samples kept out of calibration"
@@ -234,12 +335,13 @@ def _check_set(
 
 
 def _latency(
-    float_model: Serialized, int_model: Serialized, samples: GoldenSet, seconds: float
+    float_model: Serialized, int_model: Serialized, samples: GoldenSet, seconds: float, quantized: Model
 ) -> LatencyComparison | None:
     if seconds <= 0:
         return None
     feeds = [case.feed for case in islice(samples, _LATENCY_SAMPLES)]
-    return compare_latency(float_model, int_model, feeds, threads=1, seconds=seconds)
+    codes = to_codes(feeds, read_io(quantized.metadata))
+    return compare_latency(float_model, int_model, feeds, threads=1, seconds=seconds, feeds_b=codes)
 
 
 def _check_writable(path: Path) -> None:

@@ -15,13 +15,24 @@ from typing import Any
 import numpy as np
 
 from qir.calibration.feeds import DataWarning, FeedChecker
+from qir.calibration.images import Images, find_images, image_labels, read_image
 from qir.calibration.npz import read_npz
 from qir.calibration.spool import Spool
 from qir.calibration.stacks import Feeds, MemoryStack, Stack, feeds_from_stacks, labels_from_stacks
+from qir.calibration.synthetic import RandomData, is_random, random_feeds
 from qir.errors import DataError
 from qir.runtime.specs import InputSpec
 
-__all__ = ["HELD_OUT_EVERY", "HELD_OUT_FROM", "DataSource", "DataWarning", "hold_out", "open_data", "spread"]
+__all__ = [
+    "HELD_OUT_EVERY",
+    "HELD_OUT_FROM",
+    "DataSource",
+    "DataWarning",
+    "hold_out",
+    "is_random",
+    "open_data",
+    "spread",
+]
 
 HELD_OUT_FROM = 16  # samples; with fewer none is spared
 HELD_OUT_EVERY = 8
@@ -128,11 +139,15 @@ def spread(data: object, count: int) -> list[Mapping[str, np.ndarray]]:
     return [feed for index, feed in enumerate(source) if wanted is None or index in wanted]  # type: ignore[arg-type]
 
 
-def open_data(source: object, specs: Sequence[InputSpec], *, ignore: Collection[str] = ()) -> DataSource:
+def open_data(
+    source: object, specs: Sequence[InputSpec], *, ignore: Collection[str] = (), images: Images | None = None
+) -> DataSource:
     """Sample data as a DataSource. `source` is one of:
 
     * the path of an `.npz`, or a mapping of stacked arrays: the convention of `qir.calibration.stacks`;
     * a folder of `test_data_set_N/input_K.pb`, or one such set, or a folder of `.npz` files (taken in name order);
+    * a folder of images, with `images` to say how they become arrays, for a model of one input;
+    * `random:COUNT` for inputs that are made up (see `qir.calibration.synthetic`);
     * an iterable of feeds; a function that returns one; an onnxruntime `CalibrationDataReader` (`get_next`).
       What can be walked over only once is kept in a temporary file;
     * an array, for a model of one input; a DataSource.
@@ -141,8 +156,11 @@ def open_data(source: object, specs: Sequence[InputSpec], *, ignore: Collection[
     """
     if isinstance(source, DataSource):
         return source
+    if is_random(source):
+        data = source if isinstance(source, RandomData) else RandomData.parse(str(source))
+        return DataSource(specs, "RANDOM DATA", lambda: random_feeds(specs, data), count=data.count)
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(os.fspath(source)), specs, ignore)
+        return _open_path(Path(os.fspath(source)), specs, ignore, images)
     if isinstance(source, np.ndarray):
         if len(specs) != 1:
             raise DataError(f"one array for a model of {len(specs)} inputs; pass a dict of input name -> array")
@@ -176,9 +194,9 @@ def _called(function: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
     return feeds
 
 
-def _open_path(path: Path, specs: Sequence[InputSpec], ignore: Collection[str]) -> DataSource:
+def _open_path(path: Path, specs: Sequence[InputSpec], ignore: Collection[str], images: Images | None) -> DataSource:
     if path.is_dir():
-        return _open_folder(path, specs, ignore)
+        return _open_folder(path, specs, ignore, images)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.suffix == ".npy":
@@ -194,7 +212,27 @@ def _from_stacks(
     return DataSource(specs, name, lambda: feeds, count=feeds.count, labels=labels_from_stacks(stacks, feeds, name))
 
 
-def _open_folder(folder: Path, specs: Sequence[InputSpec], ignore: Collection[str]) -> DataSource:
+def _open_images(folder: Path, paths: Sequence[Path], specs: Sequence[InputSpec], images: Images | None) -> DataSource:
+    if images is None:
+        raise DataError(
+            f"{folder}: {len(paths)} images need a preprocessing line, such as "
+            "--preprocess 'resize=256 crop=224 scale=1/255 layout=NCHW'"
+        )
+    if len(specs) != 1:
+        raise DataError(f"{folder}: images for a model of {len(specs)} inputs; give an .npz with all of them")
+    labels = image_labels(folder, paths) if images.labels is not None else None
+    return DataSource(
+        specs,
+        str(folder),
+        lambda: ({specs[0].name: read_image(path, images, specs[0])} for path in paths),
+        count=len(paths),
+        labels=labels,
+    )
+
+
+def _open_folder(
+    folder: Path, specs: Sequence[InputSpec], ignore: Collection[str], images: Images | None
+) -> DataSource:
     from qir.calibration.pb import find_sets, read_set
 
     sets = find_sets(folder)
@@ -202,7 +240,10 @@ def _open_folder(folder: Path, specs: Sequence[InputSpec], ignore: Collection[st
         return DataSource(specs, str(folder), lambda: (read_set(one, "input", specs) for one in sets), count=len(sets))
     archives = sorted(folder.glob("*.npz"))
     if not archives:
-        raise DataError(f"{folder}: holds neither test_data_set_N folders nor .npz files")
+        found = find_images(folder)
+        if found:
+            return _open_images(folder, found, specs, images)
+        raise DataError(f"{folder}: holds neither test_data_set_N folders nor .npz files nor images")
     parts: list[tuple[Feeds, list[np.ndarray] | None]] = []
     for archive in archives:
         stacks = read_npz(archive)

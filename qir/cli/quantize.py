@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qir.cli.options import JsonFlag, print_json
+from qir.cli.options import JsonFlag, print_json, write_text
 
 __all__ = ["quantize"]
 
@@ -29,15 +29,15 @@ def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where to write the quantized model.")],
     calib: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
-            help="Inputs to calibrate on: .npz (key = input, row = sample), or a folder. "
+            help="Inputs to calibrate on: .npz (key = input, row = sample), a folder of sets or images, or random:64. "
             "Presets that look at no data do without.",
         ),
     ] = None,
     golden: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="Samples to measure on, with outputs and labels where they are known."),
     ] = None,
     preset: Annotated[str, typer.Option(metavar="NAME", help="Pipeline to run; 'qir passes' lists them.")] = "int8",
@@ -60,8 +60,53 @@ def quantize(
             help="An option of a pass of the preset; 'qir passes PASS' shows them (may be repeated).",
         ),
     ] = None,
+    write_recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Save what was decided for each node; --recipe gives it again."),
+    ] = None,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LO:HI", help="What an input can hold, e.g. image=0:255 (may be repeated)."),
+    ] = None,
     min_sqnr: Annotated[
         float | None, typer.Option(metavar="DB", help="Write nothing and exit 1 where an output is worse than this.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Write nothing and exit 1 where the task metric drops by more: by the labels of --golden, "
+            "without labels the share of other decisions.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="accuracy, top5, precision, recall, f1, rmse, or FILE.py:FUNCTION(outputs, labels)."
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINE", help="How images become inputs: 'resize=256 crop=224 scale=1/255 mean=... layout=NCHW'."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="folders", help="Labels of images: the sub-folders that they are in.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="How quantization is spelled: qdq, qoperator or contrib; else the target's."
+        ),
+    ] = None,
+    io_dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--io-dtype",
+            metavar="[NAME=]DTYPE",
+            help="Integer inputs and outputs: uint8 for all, image=uint8 for one (may be repeated).",
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -73,6 +118,7 @@ def quantize(
     """
     from qir.api.quantizing import quantize as run
     from qir.pipeline.progress import progress_bar
+    from qir.report.quantization import RANDOM_WARNING
 
     with progress_bar(sys.stderr) as (progress, bars):
         report = run(
@@ -85,13 +131,22 @@ def quantize(
             keep_float=keep_float or (),
             recipe=recipe,
             settings=set_ or (),
+            input_range=input_range or (),
             min_sqnr=min_sqnr,
+            max_drop=max_drop,
+            metric=metric,
+            preprocess=preprocess,
+            labels=labels,
+            format=format,
+            io_dtype=io_dtype or (),
             progress=progress,
             instruments=bars,
         )
+    if write_recipe is not None and report.placement is not None:
+        write_text(write_recipe, report.placement.to_toml())
     if json:
         print_json(report.to_json())
     else:
-        typer.echo(str(report))
+        typer.echo(str(report).replace(RANDOM_WARNING, typer.style(RANDOM_WARNING, fg="red", bold=True)))
     if not report.passed:
         raise typer.Exit(1)

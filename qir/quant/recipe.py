@@ -43,7 +43,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the nodes that ``match`` shall be; None leaves that open. ``origin`` is for messages, ``why`` for readers."""
+    """What the nodes that ``match`` shall be; None leaves it open. ``origin`` is for messages, ``why`` for readers."""
 
     match: str
     precision: Precision | None
@@ -176,6 +176,10 @@ class Recipe:
                     "use a node's name, a glob like 'layer1/*', or an operator type"
                 )
         return assigned
+
+    def pinned(self, model: Model, reference: Model | None = None) -> set[Node]:
+        """The nodes to which a precision is given: a search leaves them alone. Raises as ``assign`` does."""
+        return {node for node, choice in self.assign(model, reference).items() if choice.precision is not None}
 
 
 def _merged(earlier: Choice | None, later: Choice) -> Choice:

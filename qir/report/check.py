@@ -100,8 +100,12 @@ def _line(metrics: OutputMetrics, plain: OutputMetrics) -> str:
 
 
 def task_lines(comparison: Comparison) -> list[str]:
-    """A line about labels, none without them."""
-    if comparison.task_output is None:
-        return []
-    before, after = comparison.reference_task.accuracy, comparison.task.accuracy
-    return [f"    labels: accuracy {before:.2%} -> {after:.2%} on {comparison.task.count} decisions"]
+    """Lines about labels, none without them."""
+    lines = []
+    values = comparison.metric_values
+    if comparison.metric is not None and values is not None:
+        lines.append(f"    labels: {comparison.metric.name} {values[0]:.4g} -> {values[1]:.4g}")
+    if comparison.task_output is not None:
+        before, after = comparison.reference_task.accuracy, comparison.task.accuracy
+        lines.append(f"    labels: accuracy {before:.2%} -> {after:.2%} on {comparison.task.count} decisions")
+    return lines

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qir.ir import StaticQuant
 from qir.pipeline import PipelineResult, Remark, RemarkKind
 from qir.pipeline.remarks import remark_to_json
+from qir.quant.recipe import Recipe
 from qir.report.check import output_lines, task_lines
 from qir.runtime.latency import LatencyComparison
 from qir.validation.metrics import Comparison, finite_db
 
-__all__ = ["QuantizationReport"]
+__all__ = ["RANDOM_WARNING", "QuantizationReport"]
 
 _SHOWN_REMARKS = 12
+RANDOM_WARNING = "RANDOM DATA: ranges and accuracy mean nothing for real inputs; do not ship this model"
 
 
 @dataclass(slots=True)
@@ -24,7 +28,8 @@ class QuantizationReport:
     ``accuracy`` holds the emitted model against the float model with the runtime's optimisations on,
     ``accuracy_plain`` with them off; ``measured_on`` says on which samples. ``latency`` is float against emitted, one
     thread, interleaved; None where it was not asked for. ``executed`` counts the nodes that the runtime runs on
-    integers and the heavy ones that it runs in float, by op. Without data there is no accuracy and no latency.
+    integers and the heavy ones that it runs in float, by op. ``session_options``: what the runtime should be given.
+    ``integer_io``: what codes of integer inputs and outputs stand for. Without data there is no accuracy and no latency.
     """
 
     source: str
@@ -42,6 +47,13 @@ class QuantizationReport:
     executed_float: Mapping[str, int]
     latency: LatencyComparison | None = None
     min_sqnr: float | None = None
+    max_drop: float | None = None
+    placement: Recipe | None = None
+    """What was decided for each node, as a recipe that gives the same without a search; None where nothing was."""
+    synthetic: bool = False
+    """Random inputs were asked for: the numbers mean nothing."""
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    integer_io: Mapping[str, StaticQuant] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,10 +69,16 @@ class QuantizationReport:
 
     @property
     def passed(self) -> bool:
-        """The worst output reaches ``min_sqnr``, with optimisations on and off; true where no threshold was given."""
-        if self.min_sqnr is None:
-            return True
-        return self.sqnr_min_db is not None and self.sqnr_min_db >= self.min_sqnr
+        """The worst output reaches ``min_sqnr``, with optimisations on and off, and the task metric drops by at most
+        ``max_drop`` points; true where no threshold was given."""
+        reached = self.min_sqnr is None or (self.sqnr_min_db is not None and self.sqnr_min_db >= self.min_sqnr)
+        return reached and (self.max_drop is None or (self.drop is not None and self.drop <= self.max_drop))
+
+    @property
+    def drop(self) -> float | None:
+        """Points of the task metric that are lost, see ``Comparison.drop``; the larger, optimisations on or off."""
+        measured = [one.drop for one in (self.accuracy, self.accuracy_plain) if one is not None]
+        return max((drop for drop in measured if drop is not None), default=None)
 
     @property
     def remarks(self) -> list[Remark]:
@@ -80,6 +98,9 @@ class QuantizationReport:
             "target": self.target,
             "passed": self.passed,
             "min_sqnr": self.min_sqnr,
+            "max_drop": self.max_drop,
+            "drop_points": None if self.drop is None or not math.isfinite(self.drop) else self.drop,
+            "synthetic_data": self.synthetic,
             "sqnr_db": None if self.accuracy is None else finite_db(self.accuracy.sqnr_db),
             "sqnr_min_db": None if self.accuracy is None else finite_db(self.accuracy.sqnr_min_db),
             "agreement": None if self.accuracy is None else self.accuracy.agreement,
@@ -103,6 +124,11 @@ class QuantizationReport:
             "accuracy_optimizations_off": None if self.accuracy_plain is None else self.accuracy_plain.as_dict(),
             "executed_integer": dict(self.executed_integer),
             "executed_float": dict(self.executed_float),
+            "session_options": dict(self.session_options),
+            "integer_io": {
+                name: {"dtype": quant.dtype.numpy.name, "scale": quant.scale[0], "zero_point": quant.zero_point[0]}
+                for name, quant in self.integer_io.items()
+            },
             "pipeline": self.compilation.pipeline,
             "passes": [report.to_json() for report in self.compilation.passes],
             "remarks": [remark_to_json(remark) for remark in self.remarks],
@@ -129,6 +155,8 @@ class QuantizationReport:
             lines.append("  accuracy  not measured, nor latency: no data (give --golden or --calib)")
         else:
             lines.append(f"  accuracy  measured on {self.measured_on}")
+        if self.synthetic:
+            lines.append(f"  {RANDOM_WARNING}")
         return lines
 
     def _outputs(self) -> list[str]:
@@ -137,14 +165,24 @@ class QuantizationReport:
         lines = [*output_lines(self.accuracy, self.accuracy_plain), *task_lines(self.accuracy)]
         worst = self.sqnr_min_db
         if self.min_sqnr is not None and worst is not None:
-            verdict = "reached" if self.passed else "NOT REACHED"
+            verdict = "reached" if worst >= self.min_sqnr else "NOT REACHED"
             lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: the worst output has {worst:.2f} dB")
+        if self.max_drop is not None and self.drop is not None:
+            verdict = "kept" if self.drop <= self.max_drop else "EXCEEDED"
+            lines.append(f"    threshold {self.max_drop:g} points {verdict}: the drop is {self.drop:.2f}")
         return lines
 
     def _execution(self) -> list[str]:
         integer = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_integer.items())
         heavy = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_float.items())
-        return [f"  integers  {integer or 'none'}", f"  float     {heavy or 'nothing heavy'}"]
+        lines = [f"  integers  {integer or 'none'}", f"  float     {heavy or 'nothing heavy'}"]
+        for name, quant in self.integer_io.items():
+            scale, zero = quant.scale[0], quant.zero_point[0]
+            lines.append(f"  i/o       {name!r} is {quant.dtype}: number = (code - {zero}) * {scale:.6g}")
+        if self.session_options:
+            chosen = ", ".join(f"{key}={value}" for key, value in sorted(self.session_options.items()))
+            lines.append(f"  session   run it with {chosen} (in the model's metadata as qir.session_options)")
+        return lines
 
     def _labels(self) -> list[str]:
         """What holds for the whole model and readers must know, such as that a type is only emulated."""

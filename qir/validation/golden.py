@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from qir.calibration.data import DataSource, open_data
+from qir.calibration.images import Images
 from qir.calibration.npz import read_npz
 from qir.calibration.pb import find_sets, read_set, write_set
 from qir.calibration.stacks import MemoryStack, Stack, feeds_from_stacks
@@ -28,6 +29,7 @@ from qir.errors import DataError, OutputError
 from qir.runtime.session import Runner
 from qir.runtime.specs import InputSpec, Model, Output, OutputSpec
 from qir.validation.metrics import Comparison
+from qir.validation.tasks import Metric
 
 MODEL_FILE = "model.onnx"
 INFO_FILE = "golden.toml"
@@ -66,7 +68,9 @@ class GoldenSet:
         return self.inputs.name
 
 
-def open_golden(source: object, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> GoldenSet:
+def open_golden(
+    source: object, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec], *, images: Images | None = None
+) -> GoldenSet:
     """Golden data for a model with these inputs and outputs. `source`: a golden folder, or anything `open_data` takes.
 
     Raises DataError when the inputs do not fit, or expected outputs are there for some samples only.
@@ -80,7 +84,7 @@ def open_golden(source: object, inputs: Sequence[InputSpec], outputs: Sequence[O
     if isinstance(source, Mapping):
         stacks = {str(key): MemoryStack(np.asarray(value)) for key, value in source.items()}
         return _from_stacks(stacks, source, inputs, outputs)
-    return GoldenSet(open_data(source, inputs), ())
+    return GoldenSet(open_data(source, inputs, images=images), ())
 
 
 def _from_sets(
@@ -112,23 +116,29 @@ def _from_stacks(
     return GoldenSet(data, tuple(spec.name for spec in stored), {}, lambda: iter(feeds))
 
 
-def check_against(golden: GoldenSet, model: Runner, reference: Runner | None = None) -> Comparison:
+def check_against(
+    golden: GoldenSet, model: Runner, reference: Runner | None = None, metric: Metric | None = None
+) -> Comparison:
     """The model against the expected outputs; where none are stored, against `reference` run on the same feeds.
 
     Raises DataError when there is neither.
     """
-    return check_all_against(golden, [model], reference)[0]
+    return check_all_against(golden, [model], reference, metric)[0]
 
 
-def check_all_against(golden: GoldenSet, models: Sequence[Runner], reference: Runner | None = None) -> list[Comparison]:
-    """`check_against` for several models; the reference runs once a sample for all of them."""
+def check_all_against(
+    golden: GoldenSet, models: Sequence[Runner], reference: Runner | None = None, metric: Metric | None = None
+) -> list[Comparison]:
+    """`check_against` for several models; the reference runs once a sample for all of them. `metric` needs labels."""
+    if metric is not None and golden.inputs.labels is None:
+        raise DataError(f"{golden.name}: holds no labels, which the metric {metric.name!r} needs: add a key 'labels'")
     if golden.expected:
         names = golden.expected
     elif reference is not None:
         names = tuple(spec.name for spec in reference.outputs)
     else:
         raise DataError(f"{golden.name}: holds no expected outputs; name the float model to record them from")
-    comparisons = [Comparison(names) for _ in models]
+    comparisons = [Comparison(names, metric) for _ in models]
     takes = [{spec.name for spec in model.inputs} for model in models]
     for case in golden:
         wanted = case.outputs

@@ -18,6 +18,7 @@ from qir.calibration.feeds import family
 from qir.errors import DataError
 from qir.runtime.session import Runner
 from qir.runtime.specs import Output
+from qir.validation.tasks import Metric, drop_points
 
 
 @dataclass
@@ -220,10 +221,15 @@ class Classification:
 class Comparison:
     """A model's outputs against the reference's, sample by sample.
 
-    Labels are held against the first output that makes as many predictions a sample as there are labels.
+    Labels are held against the first output that makes as many predictions a sample as there are labels; ``metric``
+    says what else to make of them.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], metric: Metric | None = None) -> None:
+        self.metric = metric
+        self._scores = None if metric is None else (metric.start(), metric.start())
+        self._values: tuple[float, float] | None = None
+        self._labelled = False
         self.outputs = {name: OutputMetrics(name) for name in names}
         self.reference_task = Classification()
         self.task = Classification()
@@ -237,7 +243,12 @@ class Comparison:
             if name not in result:
                 raise DataError(f"the model has no output '{name}' to compare; it has {', '.join(result) or 'none'}")
             metrics.add(reference[name], result[name])
-        if label is not None:
+        if label is not None and self._scores is not None:
+            for score, outputs in zip(self._scores, (reference, result), strict=True):
+                score.add(outputs, label)
+            self._labelled = True
+            self._values = None
+        if label is not None and np.asarray(label).dtype.kind in "iub":
             self._add_label(reference, result, np.asarray(label).ravel())
 
     def _add_label(self, reference: Mapping[str, Output], result: Mapping[str, Output], label: np.ndarray) -> None:
@@ -248,6 +259,27 @@ class Comparison:
                 self.reference_task.add(label, predictions(want))
                 self.task.add(label, predictions(have))
                 return
+
+    @property
+    def metric_values(self) -> tuple[float, float] | None:
+        """The metric of the reference and of the model, None without one or without labels. Raises OptionError where
+        a user's function fails."""
+        if self._scores is None or not self._labelled:
+            return None
+        if self._values is None:
+            self._values = (self._scores[0].value, self._scores[1].value)
+        return self._values
+
+    @property
+    def drop(self) -> float | None:
+        """Points of the task metric that the model loses: of ``metric``, else of accuracy, else, without labels, the
+        share of other decisions; None where nothing decides."""
+        values = self.metric_values
+        if values is not None:
+            return drop_points(self.metric, *values)
+        if self.task_output is not None:
+            return drop_points(None, self.reference_task.accuracy, self.task.accuracy)
+        return None if self.agreement is None else 100 * (1 - self.agreement)
 
     @property
     def float_outputs(self) -> list[OutputMetrics]:
@@ -287,6 +319,12 @@ class Comparison:
                 "reference": self.reference_task.as_dict(),
                 "result": self.task.as_dict(),
             }
+        values = self.metric_values
+        if self.metric is not None and values is not None:
+            finite = [value if math.isfinite(value) else None for value in values]
+            out["metric"] = {"name": self.metric.name, "reference": finite[0], "result": finite[1]}
+        drop = self.drop
+        out["drop_points"] = drop if drop is not None and math.isfinite(drop) else None
         return out
 
 
