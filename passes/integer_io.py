@@ -19,6 +19,7 @@ from qir.runtime.session import OrtRunner
 
 __all__ = ["IntegerIo"]
 
+_CONTRIB = "com.microsoft"
 _DTYPES = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
 Ranges = Callable[[str], Interval]
 
@@ -29,6 +30,8 @@ class IntegerIo(Pass):
     and outputs) and ``NAME=DTYPE`` (that one alone). An input that goes to a quantizer of that type takes the codes
     themselves, the quantizer is gone; an output that comes from a dequantizer likewise. Others get a quantizer of their
     own, with the range of the calibration samples. Scales and zero points stand in the model's metadata (``qir.io``).
+
+    In pipeline text a named one stands in quotes: ``integer-io{types="image=uint8"}``.
 
     Before::
 
@@ -52,18 +55,21 @@ class IntegerIo(Pass):
         inputs = {value.name: value for value in graph.inputs if not value.is_initializer}
         outputs = {value.name: value for value in graph.outputs}
         wanted = self._wanted({**inputs, **outputs})
+        opset = model.opset() or 1
         ranges = _Ranges(model, ctx)
         types: dict[str, StaticQuant] = {}
         for name, dtype in wanted.items():
             if name in inputs:
-                types[name] = _quantize_input(inputs[name], dtype, ranges)
+                types[name] = _quantize_input(inputs[name], dtype, ranges, opset)
             else:
-                types[name] = _quantize_output(outputs[name], dtype, ranges)
+                types[name] = _quantize_output(outputs[name], dtype, ranges, opset)
             quant = types[name]
             side = "input" if name in inputs else "output"
             result.count(f"{side}s")
             text = f"{side} is {quant.dtype}, scale {quant.scale[0]:g}, zero point {quant.zero_point[0]}"
             result.remarks.append(self.applied((inputs | outputs)[name], text))
+        if any(node.domain == _CONTRIB for node in graph.nodes) and model.opset(_CONTRIB) is None:
+            model.opset_imports = {**model.opset_imports, _CONTRIB: 1}
         if types:
             model.metadata = {**(model.metadata or {}), IO_KEY: io_text(types)}
             result.changed = True
@@ -117,7 +123,7 @@ def _span(rows: Iterable[Mapping[str, object]]) -> dict[str, Interval]:
     return {name: Interval(low, high) for name, (low, high) in bounds.items()}
 
 
-def _quantize_input(value: Value, dtype: DType, ranges: Ranges) -> StaticQuant:
+def _quantize_input(value: Value, dtype: DType, ranges: Ranges, opset: int) -> StaticQuant:
     """Type the input; quantizers that made just these codes go, all else reads a dequantizer."""
     found = [(node, _type(node)) for node in value.users if node.op == "QuantizeLinear" and node.input(0) is value]
     quant = next((one for _, one in found if one is not None and one.dtype is dtype and one.axis is None), None)
@@ -134,6 +140,7 @@ def _quantize_input(value: Value, dtype: DType, ranges: Ranges) -> StaticQuant:
         numbers = graph.add_node(
             "DequantizeLinear", [value, *_parameters(value, quant)], types=[value.type],
             outputs=[graph.fresh_name(f"{value.name}_dequantized")], before=graph.nodes.first,
+            domain=_domain(dtype, opset),
         ).output  # fmt: skip
         for use in others:
             value.replace_all_uses(numbers, where=lambda other, use=use: other is use)  # type: ignore[misc]
@@ -141,7 +148,7 @@ def _quantize_input(value: Value, dtype: DType, ranges: Ranges) -> StaticQuant:
     return quant
 
 
-def _quantize_output(value: Value, dtype: DType, ranges: Ranges) -> StaticQuant:
+def _quantize_output(value: Value, dtype: DType, ranges: Ranges, opset: int) -> StaticQuant:
     maker, graph = value.producer, value.graph
     assert graph is not None
     quant = _type(maker) if maker is not None and maker.op == "DequantizeLinear" else None
@@ -151,12 +158,17 @@ def _quantize_output(value: Value, dtype: DType, ranges: Ranges) -> StaticQuant:
         codes = graph.add_node(
             "QuantizeLinear", [value, *_parameters(value, quant)], types=[TensorType(dtype, value.shape)],
             outputs=[graph.fresh_name(f"{value.name}_quantized")], before=None if maker is None else maker.next,
-            source=[] if maker is None else [maker],
+            source=[] if maker is None else [maker], domain=_domain(dtype, opset),
         ).output  # fmt: skip
     value.replace_all_uses(codes, where=lambda use: use.is_graph_output and use.graph is graph)
     if maker is not None and maker.op == "DequantizeLinear" and not value.uses:
         maker.erase()
     return quant
+
+
+def _domain(dtype: DType, opset: int) -> str:
+    """Of the quantizers for a type: standard ONNX has those of 16 bits since opset 21, onnxruntime has its own."""
+    return _CONTRIB if dtype.bits > 8 and opset < 21 else ""
 
 
 def _parameters(value: Value, quant: StaticQuant) -> list[Value]:

@@ -83,10 +83,9 @@ def test_an_input_that_floats_read_too() -> None:
 
 def test_bad_requests() -> None:
     source = model("graph (%image: f32[4], %ids: s64[1]) -> (%y) { %y: f32[4] = Add(%image, %image) }")
-    for types, message in (
-        (("imag=uint8",), "image"), (("ids=uint8",), "only f32"), (("uint9",), "uint8"), (("image=float",), "unknown dtype"),
-    ):  # fmt: skip
+    messages = {"imag=uint8": "image", "ids=uint8": "only f32", "uint9": "uint8", "image=float": "unknown dtype"}
+    for types, message in messages.items():
         with pytest.raises(OptionError, match=message):
-            Pipeline([IntegerIo(types)]).run(source)
+            Pipeline([IntegerIo((types,))]).run(source)
     with pytest.raises(DataError, match="--calib"):
         Pipeline([IntegerIo(("uint8",))]).run(source)
