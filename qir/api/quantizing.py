@@ -93,7 +93,8 @@ def quantize(
     pipeline = with_format(Pipeline.parse(preset).with_settings(settings), format, load_target(target))
     pipeline = with_integer_io(pipeline, io_dtype)
     if calibration is None and golden is None and (min_sqnr is not None or max_drop is not None):
-        raise DataError("a threshold needs samples to measure on: give --golden or --calib")
+        threshold = "min_sqnr" if min_sqnr is not None else "max_drop"
+        raise DataError(f"{threshold} needs samples to measure on: give --golden or --calib")
     task = None if metric is None else open_metric(metric)
     source = model if isinstance(model, Model) else load(model)
     quantized = first_quantized_node(source)
