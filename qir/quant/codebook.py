@@ -99,6 +99,7 @@ def encode(array: np.ndarray, quant: CodebookQuant) -> np.ndarray:
     for channel, (row, own) in enumerate(zip(rows, levels, strict=True)):
         order = np.argsort(own, kind="stable")
         ranked = own[order]
+        order = order[np.searchsorted(ranked, ranked, side="left")]  # of equal levels, the first code
         middles = (ranked[1:] + ranked[:-1]) / 2
         codes[channel] = order[np.searchsorted(middles, row, side="left")]
     return codes

@@ -78,8 +78,8 @@ def round_float(x: np.ndarray, dtype: DType, *, saturate: bool = False) -> np.nd
     format at its magnitude.
     """
     format_ = float_format(dtype)
-    numbers = np.asarray(x, np.float32).astype(np.float64)
     with np.errstate(all="ignore"):
+        numbers = np.asarray(x, np.float32).astype(np.float64)
         exponent = np.frexp(numbers)[1] - 1
         spacing = np.exp2(np.maximum(exponent, 1 - format_.bias).astype(np.float64) - format_.mantissa)
         rounded = np.rint(numbers / spacing) * spacing
