@@ -299,7 +299,8 @@ class Op(Pattern):
     def _orders(self, node: Node) -> Iterator[tuple[Value | None, ...]]:
         operands = node.inputs
         commutes = node.op in _COMMUTATIVE and 1 < len(operands) <= _MOST_PERMUTED and len(self.inputs) > 1
-        yield from permutations(operands) if commutes else (operands,)
+        # One value in two places makes orders that are equal; trying them again would double the work at each level.
+        yield from dict.fromkeys(permutations(operands)) if commutes else (operands,)
 
     def _match_operands(self, operands: tuple[Value | None, ...], node: Node, search: Search) -> Iterator[None]:
         rest = self.inputs[-1] if self.inputs and isinstance(self.inputs[-1], Rest) else None

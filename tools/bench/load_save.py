@@ -34,7 +34,7 @@ import qir
 from qir.pipeline import Pipeline
 from qir.codegen import save
 from qir.frontend import load
-import qir.ops.shape_inference
+import onnx, onnxruntime, qir.ops.shape_inference, qir.runtime.session
 steps = Pipeline.parse({text!r})
 def work():
     model = load(source)

@@ -24,8 +24,10 @@ from pathlib import Path
 import onnx
 
 from qir.codegen import save
-from qir.frontend import load
+from qir.errors import DataError, OptionError
+from qir.frontend import import_model, load
 from qir.ir import Interval, Model
+from qir.ir.collector import collector_relaxed
 from qir.ir.parser import parse_model
 from qir.ir.printer import print_model
 from qir.ir.verifier import verify
@@ -43,18 +45,18 @@ BEFORE = {
     "quantize": ("optimize,legalize", ""),
 } | dict.fromkeys(("emit-qdq", "place"), ("optimize,legalize", OPTIONS["quantize"]))
 """What runs before, unmeasured, so that a pass has work: first what comes before calibration, then what after it."""
-NEEDS_DATA = frozenset("calibrate correct-bias mixed-precision rescue round-weights smooth tune".split())
-"""Passes that run the model on samples: their time is the runtime's."""
 INSIDE = {"emit-dynamic": "emit-qdq"}
 """Passes that another one runs as its first step."""
+NEEDS = 3
+"""Exit code that says: this pass needs calibration data or options, and is not measured."""
 STEPS = ("load", "infer", "verify", "print", "parse", "save")
 
 
 def measured() -> list[str]:
-    """The built-in passes that are measured, in the order of their names; ``optimize`` is the preset."""
+    """The built-in passes in the order of their names. Those that need data or options say so when they are run."""
     registry = default_registry()
     names = [name for name in registry if registry.source(name) == "qir" and isinstance(registry.get(name), type)]
-    return [name for name in names if name not in NEEDS_DATA and name not in INSIDE]
+    return [name for name in names if name not in INSIDE]
 
 
 class Clock(Instrument):
@@ -79,16 +81,27 @@ def observe(model: Model) -> None:
                 value.observed = Interval(-3.0, 3.0)
 
 
-def pass_seconds(name: str, path: Path) -> float:
-    """One pass, or the whole preset ``optimize``, over the model in ``path``."""
-    model = load(path)
+def model_of(source: Path | bytes) -> Model:
+    """The model of a file, or of a file's bytes, with its types."""
+    model = load(source) if isinstance(source, Path) else import_model(onnx.ModelProto.FromString(source))
     infer(model)
+    return model
+
+
+def prepared(name: str, model: Model, clock: Instrument | None = None) -> Callable[[], object]:
+    """Runs what comes before a pass, or before the preset ``optimize``; what it answers runs the pass itself."""
     exact, annotating = BEFORE.get(name, ("", ""))
     Pipeline([exact]).run(model, in_place=True, verify=False)
     observe(model)
     Pipeline([annotating]).run(model, in_place=True, verify=False)
+    steps = Pipeline([OPTIONS.get(name, name)])
+    return lambda: steps.run(model, in_place=True, verify=False, instruments=[] if clock is None else [clock])
+
+
+def pass_seconds(name: str, path: Path) -> float:
+    """One pass, or the whole preset ``optimize``, over the model in ``path``."""
     clock = Clock()
-    Pipeline([OPTIONS.get(name, name)]).run(model, in_place=True, verify=False, instruments=[clock])
+    prepared(name, model_of(path), clock)()
     return sum(clock.seconds)
 
 
@@ -97,7 +110,8 @@ def step_seconds(name: str, path: Path, folder: Path) -> float:
         return _seconds(lambda: load(path))
     model = load(path)
     if name == "infer":
-        return _seconds(lambda: infer(model))
+        with collector_relaxed():  # as the pipeline runs it
+            return _seconds(lambda: infer(model))
     infer(model)
     if name == "verify":
         return _seconds(lambda: (verify(model), verify_schemas(model)))
@@ -125,10 +139,13 @@ def rows(shape: str, sizes: Sequence[int], names: Sequence[str], folder: Path) -
                 onnx.save(make_graph(shape, size, STYLE.get(name, "float")), path)
             command = [sys.executable, "-m", "tools.bench.structural", "--one", name, str(path)]
             out = subprocess.run(command, capture_output=True, text=True)
+            if out.returncode == NEEDS:
+                break
             if out.returncode:
                 raise SystemExit(f"{name} on {path.name} failed:\n{out.stderr}")
             times.append(float(out.stdout.split()[-1]))
-        yield name, times
+        if times:
+            yield name, times
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.one:
         name, path = options.one[0], Path(options.one[1])
-        print(step_seconds(name, path, path.parent) if name in STEPS else pass_seconds(name, path))
+        try:
+            print(step_seconds(name, path, path.parent) if name in STEPS else pass_seconds(name, path))
+        except (DataError, OptionError):
+            return NEEDS
         return 0
     names = options.only or [*STEPS, *(name for name in measured() if name != "place" or options.place), "optimize"]
     with tempfile.TemporaryDirectory() as name:
