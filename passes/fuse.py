@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from qir.errors import OptionError, suggest
 from qir.ir import Model
-from qir.passes.fusions import linear
+from qir.passes.fusions import chains, linear, reductions
 from qir.passes.fusions.activations import activation_rules
-from qir.passes.fusions.norm import layer_norm_rules
+from qir.passes.fusions.norm import layer_norm_rules, rms_norm_rules
 from qir.passes.fusions.regions import Regions
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import RewriteReport, Rule, apply_rules
@@ -26,7 +26,13 @@ def fusion_rules(model: Model) -> tuple[tuple[Rule, ...], ...]:
     """
     regions = Regions(model)
     with_bias, without_bias = layer_norm_rules(regions)
-    return ((with_bias, *activation_rules(regions)), (without_bias,), linear.RULES)
+    return (
+        (with_bias, *activation_rules(regions)),
+        (without_bias,),
+        rms_norm_rules(regions),
+        reductions.RULES,
+        (*linear.RULES, *chains.RULES),
+    )
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,20 @@ class Fuse(Pass):
     * ``conv-bn``: BatchNormalization into the Conv, ConvTranspose or Gemm before it
     * ``conv-affine``: Mul, Add, Sub, Div by one constant a channel into the Conv, ConvTranspose or Gemm before it
     * ``affine-conv``: the same into the one after it (Add and Sub only where that pads nothing)
+    * ``bn-conv``: BatchNormalization into the one after it, on the same condition
     * ``matmul-add``: MatMul of two matrices + constant bias -> Gemm
     * ``pad-conv``, ``pad-pool``: Pad with zeros into Conv; into AveragePool where that counts the padding
-    * ``hard-swish``, ``gelu-erf``, ``gelu-tanh``, ``layer-norm``: from their pieces, where the model's opset has the
-      operator (14, 20, 20, 17); before that the pieces are tagged as a region, which later passes leave whole
+    * ``matmul-scale``: Mul, Div by a number, or by one a column, into the constant matrix of the MatMul before it
+    * ``transpose-gemm``: Transpose of a matrix into the Gemm after it
+    * ``mul-mul``, ``add-add``, ``mul-add-mul``: constants that follow one another
+    * ``clip-chain``: Relu, Clip, Max, Min by numbers that follow one another -> one Relu or Clip
+    * ``slice-slice``, ``concat-concat``: slices of slices, concats of concats along the same axis
+    * ``global-average-pool``: ReduceMean over exactly the spatial axes of an image
+    * ``reduce-squeeze``, ``reduce-unsqueeze``, ``gather-axis``: an axis dropped and put back, or kept and dropped
+    * ``log-softmax``: Log(Softmax(x))
+    * ``hard-swish``, ``gelu-erf``, ``gelu-tanh``, ``layer-norm``, ``rms-norm``: from their pieces, where the model's
+      opset has the operator (14, 20, 20, 17, 23); before that the pieces are tagged as a region, which later passes
+      leave whole; ``silu`` is always only tagged
 
     Edited weights are computed in float64 and rounded once to their type. What a rule had to leave is a remark.
 

@@ -1,4 +1,4 @@
-"""HardSwish and GELU, from the pieces that exporters write them in."""
+"""HardSwish, GELU and SiLU, from the pieces that exporters write them in."""
 
 from __future__ import annotations
 
@@ -89,4 +89,7 @@ def activation_rules(regions: Regions) -> tuple[Rule, ...]:
             regions.replace_or_tag("gelu", 20, lambda match: gelu(match, "tanh")),
             elementwise_obstacle,
         ),
+        # Only tagged, also where the opset has Swish: onnxruntime 1.31 has no kernel for that and runs its definition,
+        # four nodes, where it has one for the pair.
+        Rule("silu", Op("Mul", _x, Op("Sigmoid", _x)), lambda match: regions.tag(match, "silu"), elementwise_obstacle),
     )

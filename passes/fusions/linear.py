@@ -177,22 +177,31 @@ def _per_channel(value: Value, rank: int, channels: int) -> np.ndarray | None:
 # Conv, ConvTranspose, Gemm + BatchNormalization
 
 
-def _check_batch_norm(match: Match) -> str | None:
+def _norm_numbers(match: Match, channels: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """Factor and offset of the BatchNormalization ``bn``, one number a channel each, or why it has none."""
     norm, opset = match.node("bn"), match.opset
     if norm.get("training_mode", 0) or (opset < 7 and not norm.get("is_test", 0)):
         return "it is in training mode"
     if any(value.uses for value in norm.outputs[1:]):
         return "its running statistics are read"
-    linear = _Linear.of(match.node("linear"))
-    if isinstance(linear, str):
-        return linear
     numbers = [constant_of(norm.input(index)) for index in range(1, 5)]
-    if any(tensor is None or tensor.size != linear.channels for tensor in numbers):
+    if any(tensor is None or tensor.size != channels for tensor in numbers):
         return "its parameters are no constants, one a channel"
     gamma, beta, mean, variance = (t.numpy().astype(np.float64).reshape(-1) for t in numbers if t is not None)
     factor = gamma / np.sqrt(variance + norm.get("epsilon", 1e-5))
+    return factor, beta - mean * factor
+
+
+def _check_batch_norm(match: Match) -> str | None:
+    linear = _Linear.of(match.node("linear"))
+    if isinstance(linear, str):
+        return linear
+    numbers = _norm_numbers(match, linear.channels)
+    if isinstance(numbers, str):
+        return numbers
+    factor, offset = numbers
     linear.scale_outputs(factor)
-    linear.bias = linear.bias + (beta - mean * factor)
+    linear.bias = linear.bias + offset
     match.memo["linear"] = linear
     return linear.unwritable()
 
@@ -292,6 +301,43 @@ _affine_before = Rule(
 )
 
 
+# BatchNormalization before: exact where nothing is padded, or where it adds nothing to the zeros beside it
+
+
+def _check_norm_before(match: Match) -> str | None:
+    node = match.node("linear")
+    if node.op == "Gemm" and node.get("transA", 0):
+        return "Gemm transposes its input, whose channels are then its rows"
+    linear = _Linear.of(node)
+    if isinstance(linear, str):
+        return linear
+    numbers = _norm_numbers(match, linear.inputs)
+    if isinstance(numbers, str):
+        return numbers
+    factor, offset = numbers
+    if offset.any():
+        if node.op == "ConvTranspose" or (node.op == "Conv" and _is_padded(node)):
+            return f"{node.op} {node.label!r} pads with zeros, to which the norm adds nothing"
+        linear.shift_inputs(offset)
+    linear.scale_inputs(factor)
+    match.memo["linear"] = linear
+    return linear.unwritable()
+
+
+_norm_before = Rule(
+    "bn-conv",
+    Op(
+        _LINEAR,
+        Op("BatchNormalization", Any("x"), *(Any(n) for n in ("gamma", "beta", "mean", "variance")), name="bn"),
+        Any("w"),
+        Maybe(Any("b")),
+        name="linear",
+    ),
+    _rewrite_affine_before,
+    _check_norm_before,
+)
+
+
 # MatMul + Add of matrices
 
 
@@ -386,4 +432,4 @@ _padded = Op("Pad", Any("x"), Maybe(Any()), Maybe(Any()), Maybe(Any()), name="pa
 _pad_conv = Rule("pad-conv", Op("Conv", _padded, Any(), Maybe(Any()), name="window"), _rewrite_pad, _check_pad)
 _pad_pool = Rule("pad-pool", Op("AveragePool", _padded, name="window"), _rewrite_pad, _check_pad)
 
-RULES = (_batch_norm, _affine_after, _affine_before, _gemm, _pad_conv, _pad_pool)
+RULES = (_batch_norm, _affine_after, _affine_before, _norm_before, _gemm, _pad_conv, _pad_pool)

@@ -1,8 +1,12 @@
-"""LayerNormalization, from the means, differences and roots that exporters write it in (Ba et al., 2016)."""
+"""LayerNormalization and RMSNormalization, from the means, differences and roots that exporters write them in.
+
+Ba et al., Layer Normalization, 2016; Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,9 +15,10 @@ from qir.passes.fusions.regions import Regions, number
 from qir.rewriting import Any, Const, Match, OneOf, Op, Rule
 from qir.rewriting.edits import constant_of, ints_of, scalar_of
 
-__all__ = ["layer_norm_rules"]
+__all__ = ["layer_norm_rules", "rms_norm_rules"]
 
 _SINCE = 17
+_RMS_SINCE = 23
 _FLOATS = frozenset(("f16", "bf16", "f32", "f64"))
 
 
@@ -37,19 +42,19 @@ def _mean(of: Any | OneOf, name: str) -> OneOf:
     )
 
 
-def _first_axis(match: Match) -> int | str:
-    """The first normalized axis, counted from the back, or why the axes are not the last ones."""
+def _first_axis(match: Match, names: Sequence[str] = ("mean", "variance")) -> int | str:
+    """The first normalized axis, counted from the back, or why the axes of the means are not the last ones."""
     x = match["x"]
     if x.shape is None:
         return f"the rank of {x.name!r} is unknown"
     rank = len(x.shape)
     found = []
-    for name in ("mean", "variance"):
+    for name in names:
         axes = _axes(match.node(name))
         if axes is None:
             return "the axes of its means are unknown"
         found.append(sorted(axis % rank for axis in axes))
-    if found[0] != found[1] or found[0] != list(range(rank - len(found[0]), rank)):
+    if found[0] != found[-1] or found[0] != list(range(rank - len(found[0]), rank)):
         return "its means are not over the last axes"
     return -len(found[0])
 
@@ -70,9 +75,12 @@ def _parameter(value: Value, shape: tuple[object, ...]) -> np.ndarray | None:
 
 
 def _check(match: Match) -> str | None:
-    axis, x = _first_axis(match), match["x"]
-    if isinstance(axis, str):
-        return axis
+    axis = _first_axis(match)
+    return axis if isinstance(axis, str) else _check_parameters(match, axis)
+
+
+def _check_parameters(match: Match, axis: int) -> str | None:
+    x = match["x"]
     assert x.shape is not None, "its axes are known"
     if x.dtype is None or x.dtype.text not in _FLOATS:
         return f"{x.name!r} is no float tensor"
@@ -97,7 +105,7 @@ def constant_shape(value: Value) -> tuple[int, ...]:
     return tensor.shape
 
 
-def _replace(match: Match) -> Value:
+def _replace(match: Match, op: str = "LayerNormalization") -> Value:
     operands = [match["x"]]
     for name in ("scale", "bias"):
         value = match.get(name)
@@ -106,7 +114,7 @@ def _replace(match: Match) -> Value:
             fits = constant_shape(value) == array.shape
             operands.append(value if fits else match.constant(array, value.name))
     attributes = {"axis": match.memo["axis"], "epsilon": match.memo["epsilon"]}
-    return match.add("LayerNormalization", operands, attributes).output
+    return match.add(op, operands, attributes).output
 
 
 def layer_norm_rules(regions: Regions) -> tuple[Rule, Rule]:
@@ -116,4 +124,30 @@ def layer_norm_rules(regions: Regions) -> tuple[Rule, Rule]:
     return (
         Rule("layer-norm", Op("Add", scaled, Const("bias")), rewrite, _check),
         Rule("layer-norm", scaled, rewrite, _check),
+    )
+
+
+def _root_mean_square() -> OneOf:
+    """x / sqrt(mean x^2 + epsilon)."""
+    x = Any("x")
+    square = OneOf(Op("Pow", x, number(2.0)), Op("Mul", x, x))
+    deviation = Op("Sqrt", Op("Add", _mean(square, "variance"), Const("epsilon", scalar=True)))
+    inverse = OneOf(Op("Reciprocal", deviation), Op("Div", number(1.0), deviation))
+    return OneOf(Op("Div", x, deviation), Op("Mul", x, inverse))
+
+
+def _check_rms(match: Match) -> str | None:
+    axis = _first_axis(match, ("variance",))
+    return axis if isinstance(axis, str) else _check_parameters(match, axis)
+
+
+def rms_norm_rules(regions: Regions) -> tuple[Rule, ...]:
+    """To run after the rules for layer norm, of which the pattern is a part."""
+    return (
+        Rule(
+            "rms-norm",
+            Op("Mul", _root_mean_square(), Const("scale")),
+            regions.replace_or_tag("rms-norm", _RMS_SINCE, lambda match: _replace(match, "RMSNormalization")),
+            _check_rms,
+        ),
     )
