@@ -51,11 +51,9 @@ class Layer:
         quant = use.effective_quant if use is not None else None
         return quant if isinstance(quant, StaticQuant) else None
 
-    def channel_mean(self, arrays: Arrays) -> np.ndarray:
-        """Mean of each channel of the result, (C,), float64, over all samples."""
-        parts = [_channel_sum(array, self.axis) for array in arrays]
-        total = np.sum([part for part, _ in parts], axis=0)
-        return np.asarray(total / max(sum(count for _, count in parts), 1))
+    def channel_means(self, arrays: Arrays) -> np.ndarray:
+        """Mean of each channel of the result in each sample, (N, C), float64."""
+        return np.stack([_channel_mean(array, self.axis) for array in arrays])
 
     def add_to_bias(self, delta: np.ndarray) -> None:
         """Make the bias larger by ``delta`` (C,): in a copy of its own, or in a new one where there was none."""
@@ -180,20 +178,17 @@ def visit_layers(
 
 
 def float_means(model: Model, layers: Sequence[Layer], feeds: Feeds) -> dict[Value, np.ndarray]:
-    """Per layer's result, the mean of each channel over all samples in the float model."""
+    """Per layer's result, the mean of each channel in each sample, (N, C), in the float model."""
     exposed, names = expose(model, [layer.result for layer in layers])
     axes = {layer.result: layer.axis for layer in layers}
-    sums: dict[Value, np.ndarray] = {}
-    counts: dict[Value, int] = {}
+    means: dict[Value, list[np.ndarray]] = {value: [] for value in axes}
     with runnable(exposed, annotations="drop") as source:
         runner = OrtRunner(source)
         for feed in feeds:
             for name, array in runner.run(feed, list(names)).items():
                 value = names[name]
-                total, count = _channel_sum(array, axes[value])
-                sums[value] = sums.get(value, 0) + total
-                counts[value] = counts.get(value, 0) + count
-    return {value: sums[value] / max(counts[value], 1) for value in sums}
+                means[value].append(_channel_mean(array, axes[value]))
+    return {value: np.stack(found) for value, found in means.items()}
 
 
 def _matmul_layer(node: Node) -> Layer:
@@ -235,11 +230,11 @@ def _before(node: Node, index: int) -> Value:
     return source
 
 
-def _channel_sum(array: np.ndarray, axis: int) -> tuple[np.ndarray, int]:
-    """float64 sums of shape (C,), and how many numbers went into each."""
+def _channel_mean(array: np.ndarray, axis: int) -> np.ndarray:
+    """float64, (C,); 0 where there is nothing."""
     axis %= array.ndim
     others = tuple(i for i in range(array.ndim) if i != axis)
-    return array.sum(axis=others, dtype=np.float64), array.size // max(array.shape[axis], 1)
+    return np.asarray(array.sum(axis=others, dtype=np.float64) / max(array.size // max(array.shape[axis], 1), 1))
 
 
 def _replace_constant(use: Use | None, tensor: Tensor, suffix: str) -> Value:
