@@ -22,11 +22,13 @@ if TYPE_CHECKING:  # what __getattr__ below does, for type checkers and editors
     from qir.api import RemarkKind as RemarkKind
     from qir.api import RewritePass as RewritePass
     from qir.api import Verdict as Verdict
+    from qir.api import bench as bench
     from qir.api import check as check
     from qir.api import compare as compare
     from qir.api import diff as diff
     from qir.api import load as load
     from qir.api import quantize as quantize
+    from qir.api import ranges as ranges
     from qir.api import save as save
     from qir.errors import QirError as QirError
 
@@ -47,11 +49,13 @@ _EXPORTS = {
     "RemarkKind": "qir.api",
     "RewritePass": "qir.api",
     "Verdict": "qir.api",
+    "bench": "qir.api",
     "check": "qir.api",
     "compare": "qir.api",
     "diff": "qir.diff",
     "load": "qir.api",
     "quantize": "qir.api",
+    "ranges": "qir.api",
     "save": "qir.api",
 }
 

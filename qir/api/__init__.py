@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
     from qir.diff.changes import GraphDiff
     from qir.ir import Model
+    from qir.report.bench import BenchReport
     from qir.report.check import CheckReport
     from qir.report.layers import ComparisonReport
     from qir.report.quantization import QuantizationReport
+    from qir.report.ranges import RangesReport
 
 __all__ = [
     "Effect",
@@ -46,6 +48,7 @@ __all__ = [
     "diff",
     "load",
     "quantize",
+    "ranges",
     "save",
 ]
 
@@ -138,3 +141,23 @@ def compare(
     from qir.api.comparing import compare as run
 
     return run(reference, quantized, data, **options)
+
+
+def bench(a: str | os.PathLike[str], b: str | os.PathLike[str], data: Any = None, **options: Any) -> BenchReport:
+    """Time two model files side by side, and node by node.
+
+    See ``qir.api.benching.bench`` for all options: ``random=``, ``dims=``, ``threads=``, ``seconds=``.
+    """
+    from qir.api.benching import bench as run
+
+    return run(a, b, data, **options)
+
+
+def ranges(model: str | os.PathLike[str] | Model, **options: Any) -> RangesReport:
+    """What every value can be, is declared to be, and was seen to be.
+
+    See ``qir.api.observing.ranges`` for all options: ``input_range=``, ``data=``.
+    """
+    from qir.api.observing import ranges as run
+
+    return run(model, **options)

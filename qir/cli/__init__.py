@@ -28,6 +28,8 @@ COMMANDS: dict[str, str] = {
     "diff": "Show what changed between two models.",
     "git": "Show what changed in models where git shows differences.",
     "compare": "Find where the error of a quantized model comes from, and what helps.",
+    "bench": "Time two models side by side, node by node.",
+    "ranges": "Show what values can be, are declared to be, and were seen to be.",
     "check": "Compare a model with its golden outputs.",
     "golden": "Record golden outputs of a model, or show them.",
     "inspect": "Show what a model is made of.",

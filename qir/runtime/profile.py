@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qir.errors import DataError
@@ -18,12 +19,14 @@ _SUFFIX = "_kernel_time"
 
 @dataclass(frozen=True, slots=True)
 class OpTime:
-    """One node of the optimised graph: its name there, op type, runs that were timed, mean time of a run in µs."""
+    """One node of the optimised graph: its name there, op type, runs that were timed, mean and median time of a run
+    in µs. The median forgets the runs in which the machine did something else."""
 
     node: str
     op: str
     calls: int
     mean_us: float
+    median_us: float = 0.0
 
     @property
     def total_us(self) -> float:
@@ -72,5 +75,8 @@ def read_events(events: Sequence[Mapping[str, Any]], skip_runs: int = 0) -> list
             # Names may repeat (also be empty) in a file; the index of the node tells such nodes of one graph apart.
             key = (event["name"].removesuffix(_SUFFIX), event["args"]["op_name"], event["args"].get("node_index", ""))
             durations.setdefault(key, []).append(int(event["dur"]))
-    rows = [OpTime(name, op, len(times), sum(times) / len(times)) for (name, op, _), times in durations.items()]
+    rows = [
+        OpTime(name, op, len(times), sum(times) / len(times), float(median(times)))
+        for (name, op, _), times in durations.items()
+    ]
     return sorted(rows, key=lambda row: (-row.total_us, row.node, row.op))
