@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from qir.analysis.cost import model_cost, node_cost, with_input_shapes
+from qir.analysis.liveness import peak_memory
 from qir.cli.options import JsonFlag, print_json
+from qir.errors import OptionError, suggest
 from qir.ir import DType, Model, Node, SparseTensor, Tensor, Value, format_type
+from qir.pipeline import Pipeline
+from qir.pipeline.registry import load_target
+from qir.quant.detect import first_quantized_node
+from qir.targets.regions import plan_regions
 
-__all__ = ["inspect", "model_facts"]
+__all__ = ["cost_facts", "inspect", "integer_facts", "model_facts"]
 
 # Operators that mean that (part of) a model is quantized already.
 _QUANTIZED = frozenset(
@@ -22,15 +30,26 @@ _QUANTIZED_PREFIXES = ("QLinear", "DynamicQuantize", "QAttention", "QGemm", "QEm
 
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)],
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SIZE", help="The size of an axis that has a name, for costs (may be repeated)."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="Runtime of which to tell what it would run on integers.")
+    ] = "ort-cpu",
     json: JsonFlag = False,
 ) -> None:
-    """Show inputs, outputs, operators, parameters, bytes by type, bodies, and quantization that is there already.
+    """Show inputs, outputs, operators, parameters, bytes by type, multiply-accumulates, memory, the mix of precisions,
+    quantization that is there already, and what a target would run on integers.
 
     Example: [bold]qir inspect model.onnx --json[/bold]
     """
+    from qir.calibration.synthetic import parse_dims
     from qir.frontend import load
 
-    facts = {"model": str(model), **model_facts(load(model))}
+    loaded = load(model)
+    facts = {"model": str(model), **model_facts(loaded), **cost_facts(loaded, parse_dims(dim or ()))}
+    facts["integers"] = integer_facts(loaded, target)
     if json:
         print_json(facts)
     else:
@@ -58,6 +77,71 @@ def model_facts(model: Model) -> dict[str, Any]:
         "overridable": [value.name for value in graph.inputs if value.is_initializer],
         "quantization": _quantization(nodes),
     }
+
+
+def cost_facts(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
+    """``macs``: multiply-accumulates of a run; ``macs_by_precision``; ``activation_peak_bytes``: the largest sum of
+    activations alive at once. Null where a size is not known, ``unknown_dims`` names the axes to give. Raises
+    OptionError for a name of no axis."""
+    shapes = {v.name: v.shape for v in model.graph.inputs if v.shape is not None and not v.is_initializer}
+    named = {size for shape in shapes.values() for size in shape if isinstance(size, str)}
+    for name in dims:
+        if name not in named:
+            raise OptionError(f"no input has an axis {name!r}{suggest(name, named)}")
+    given = {
+        name: tuple(dims.get(size, size) if isinstance(size, str) else size for size in shape)
+        for name, shape in shapes.items()
+    }
+    fixed = {name: [size for size in shape if isinstance(size, int)] for name, shape in given.items()}
+    sized = with_input_shapes(model, {name: sizes for name, sizes in fixed.items() if len(sizes) == len(given[name])})
+    cost, peak = model_cost(sized), peak_memory(sized.graph)
+    known = not cost.unknown
+    mix: Counter[str] = Counter()
+    for node in sized.walk():
+        macs = node_cost(node).macs
+        if macs:
+            mix[_precision(node)] += macs
+    return {
+        "macs": cost.macs if known else None,
+        "macs_by_precision": dict(sorted(mix.items(), key=lambda item: (-item[1], item[0]))) if known else None,
+        "activation_peak_bytes": peak.bytes if not peak.unknown else None,
+        "activation_peak_node": peak.node.label if peak.node is not None and not peak.unknown else None,
+        "unknown_dims": sorted(named - set(dims)),
+    }
+
+
+def _precision(node: Node) -> str:
+    """In what a node that multiplies computes: integers where its kernel does, or where the runtime can make it so
+    because all it reads is dequantized."""
+    if node.op.startswith(_QUANTIZED_PREFIXES) or "Integer" in node.op:
+        return "int8"
+    makers = [value.producer for value in node.inputs[:2] if value is not None]
+    dequantized = [maker is not None and maker.op == "DequantizeLinear" for maker in makers]
+    if "NBits" in node.op or (len(dequantized) > 1 and dequantized[1] and not dequantized[0]):
+        return "integer weights"
+    if dequantized and all(dequantized):
+        return "int8"
+    return _dtype(node.input(0))
+
+
+def integer_facts(model: Model, target: str) -> dict[str, Any] | None:
+    """What the target would run on integers, of the model as its compiler would simplify it; None for a model that is
+    quantized already. ``stays_float`` gives the first reason for each operator."""
+    if first_quantized_node(model) is not None:
+        return None
+    runtime = load_target(target)
+    simplified = (
+        Pipeline.parse("canonicalize,fold-constants,fuse,canonicalize,legalize").run(model, target=target).model
+    )
+    integer: Counter[str] = Counter()
+    kept: dict[str, str] = {}
+    for graph in simplified.graph.graphs():
+        plan = plan_regions(graph, runtime)
+        integer.update(_op(node) for node in plan.integer)
+        for node, reason in plan.kept.items():
+            kept.setdefault(_op(node), f"{node.label}: {reason}")
+    ops = dict(sorted(integer.items(), key=lambda item: (-item[1], item[0])))
+    return {"target": target, "ops": ops, "stays_float": dict(sorted(kept.items()))}
 
 
 def _op(node: Node) -> str:
@@ -134,8 +218,32 @@ def _text(facts: dict[str, Any]) -> str:
     lines += [f"  {op:{width}}  {count}" for op, count in facts["ops"].items()]
     if facts["overridable"]:
         lines.append(f"constants that a caller may override: {', '.join(facts['overridable'])}")
+    lines += _cost_text(facts)
     lines.append(_quantization_text(facts["quantization"]))
+    lines += _integer_text(facts["integers"])
     return "\n".join(lines)
+
+
+def _cost_text(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    if facts["macs"] is not None:
+        mix = ", ".join(f"{name} {count:,}" for name, count in facts["macs_by_precision"].items())
+        lines.append(f"{facts['macs']:,} multiply-accumulates{f': {mix}' if mix else ''}")
+    if facts["activation_peak_bytes"] is not None:
+        place = f" at {facts['activation_peak_node']}" if facts["activation_peak_node"] else ""
+        lines.append(f"activations need up to {_size(facts['activation_peak_bytes'])}{place}")
+    if len(lines) < 2:
+        names = " ".join(f"--dim {name}=1" for name in facts["unknown_dims"])
+        lines.append(f"costs not all known: sizes are open{f', give {names}' if names else ''}")
+    return lines
+
+
+def _integer_text(facts: dict[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    ops = ", ".join(f"{op} {count}" for op, count in facts["ops"].items())
+    lines = [f"{facts['target']} would run on integers: {ops or 'nothing'}"]
+    return lines + [f"  {op} stays float, {reason}" for op, reason in facts["stays_float"].items()]
 
 
 def _quantization_text(quantization: dict[str, Any] | None) -> str:
