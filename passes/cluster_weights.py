@@ -42,7 +42,7 @@ class ClusterWeights(Pass):
     bits: int = 4
     dim: int = 1
     tables: int | None = None
-    overhead: float = 0.22
+    overhead: float = 0.2
     min_size: int = 512
     samples: int = 32
     rows: int = 8192
@@ -62,10 +62,10 @@ class ClusterWeights(Pass):
         whole = CodebookQuant(self.bits, ((0.0,),), axis)
         rows, weights = to_rows(weight, whole).astype(np.float64), to_rows(importance, whole)
         largest = np.abs(rows).max(axis=1)
-        scale = np.where(largest > 0, largest, 1.0).astype(np.float32)
+        scale = largest.astype(np.float32)  # 0 for a channel of zeros, which no level need then be
         # Rounding down must not bring the largest number above 1.
         scale = np.where(scale < largest, np.nextafter(scale, np.float32(np.inf)), scale)
-        normal = rows / scale.astype(np.float64)[:, None]
+        normal = rows / np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
         mass = weights * np.square(scale.astype(np.float64))[:, None]
         mass = mass / (mass.mean() or 1.0)
         levels = 1 << self.bits

@@ -1,9 +1,9 @@
 """Codebooks: weights stored as indices into small tables of numbers.
 
 A weight is ``scale[channel] * table[part of the channel][code]``; see ``ir.CodebookQuant``. Tables are found by
-weighted k-means in one dimension (Lloyd, Least squares quantization in PCM, 1982) or, for codes that stand for
-several numbers, in several; the codes either by the nearest level or, where the second moments of a layer's inputs are known, column
-after column as in ``quant.gptq``.
+weighted k-means in one dimension (Lloyd, Least squares quantization in PCM, 1982) or, for codes that stand for several
+numbers, in several; the codes either by the nearest level or, where the second moments of a layer's inputs are known,
+column after column as in ``quant.gptq``.
 """
 
 from __future__ import annotations
