@@ -39,11 +39,17 @@ class Comparison:
         self.pairs: dict[int, int] = {}
         self.metadata: list[tuple[NodeRef, NodeRef, list[Detail]]] = []
         self.docs: list[tuple[NodeRef, NodeRef]] = []
+        self._quantized_ids: set[int] = set()
+        """Ids of old nodes that compute in other numbers now."""
         self._weights: dict[tuple[int, int], _Weight] = {}
         self._parameters: dict[tuple[object, ...], _Parameters] = {}
 
     def weight_changes(self) -> list[Change]:
-        return [self._weight_change(weight) for weight in self._weights.values()]
+        """Constants with another content; the bias of an operator that was quantized is part of that entry."""
+        return [self._weight_change(weight) for weight in self._weights.values() if not self._is_corrected_bias(weight)]
+
+    def _is_corrected_bias(self, weight: _Weight) -> bool:
+        return bool(weight.makers) and all(maker in self._quantized_ids for maker in weight.makers)
 
     def parameter_changes(self) -> list[Change]:
         """Quantization parameters, the largest relative change first."""
@@ -149,7 +155,19 @@ class Comparison:
         if weight is None:
             weight = self._weights[key] = _Weight(old, new, match.a.where)
         if reader is not None:
+            weight.makers.append(self._biased(match, reader[0]))
             weight.readers.append((self.old.ref(match.a, reader[0]), self.new.ref(match.b, reader[1])))
+
+    def _biased(self, match: GraphMatch, x: int) -> int:
+        """The id of the node whose result this one adds a constant to, or of itself where it has a bias; -1: neither."""
+        view = match.a
+        if view.ops[x] != ("", "Add", ""):
+            return self.old.id(view.nodes[x])
+        producers = [view.values[slot.value].producer for slot in view.slots[x]]
+        return next((self.old.id(view.nodes[p]) for p in producers if p >= 0), -1)
+
+    def quantized_node(self, match: GraphMatch, x: int) -> None:
+        self._quantized_ids.add(self.old.id(match.a.nodes[x]))
 
     def parameters(self, match: GraphMatch, x: int, y: int, index: int, old: Note, new: Note) -> None:
         """Take down that quantization parameters have other values; one entry for the readers that share them."""
@@ -228,6 +246,8 @@ class _Weight:
     def __init__(self, old: Content, new: Content, where: str) -> None:
         self.old, self.new, self.where = old, new, where
         self.readers: list[tuple[NodeRef, NodeRef]] = []
+        self.makers: list[int] = []
+        """By reader: the id of the node whose bias this would be."""
 
 
 class _Parameters:
@@ -363,6 +383,8 @@ class _Pairs:
             for notes, note in ((notes_a, result[0]), (notes_b, result[1])):
                 if note is not None:
                     notes[-1] = (None, note)
+        if changed:
+            owner.quantized_node(m, x)
         return owner.quantization_of(m, x, y, notes_a, notes_b) if changed else None
 
     def _changed(self, x: int, y: int, details: list[Detail], change: QuantizationChange | None) -> Change:
@@ -534,27 +556,28 @@ def _parameters_differ(m: GraphMatch, x: int, y: int, index: int) -> bool:
     return one.note_key != two.note_key
 
 
-def _types_conflict(old: Value, new: Value) -> bool:
-    """Both are known and cannot be the same: names of symbols are no difference."""
+def _types_conflict(old: Value, new: Value, *, interface: bool = False) -> bool:
+    """Both are known and cannot be the same. Names of symbols are no difference; a size against a symbol or nothing is
+    one in a declared ``interface`` only."""
     a, b = old.type, new.type
     if not isinstance(a, TensorType) or not isinstance(b, TensorType):
-        return a is not None and b is not None and type(a) is not type(b)
+        return a != b if interface else a is not None and b is not None and type(a) is not type(b)
     if a.dtype is not b.dtype:
         return True
     if a.shape is None or b.shape is None:
-        return False
+        return interface and (a.shape is None) != (b.shape is None)
     if len(a.shape) != len(b.shape):
         return True
-    return any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in zip(a.shape, b.shape, strict=True))
+    sizes = [(p, q) for p, q in zip(a.shape, b.shape, strict=True) if isinstance(p, int) or isinstance(q, int)]
+    return any(p != q and (interface or (isinstance(p, int) and isinstance(q, int))) for p, q in sizes)
 
 
 def _value_details(old: Value, new: Value, places: tuple[int, int] | None) -> list[Detail]:
     details = []
     if old.name != new.name:
         details.append(Detail("name", "", old.name, new.name))
-    one, two = format_type(old.type), format_type(new.type)
-    if one != two:
-        details.append(Detail("type", "", one, two))
+    if _types_conflict(old, new, interface=True):
+        details.append(Detail("type", "", format_type(old.type), format_type(new.type)))
     if places is not None:
         details.append(Detail("position", "", str(places[0]), str(places[1])))
     return details

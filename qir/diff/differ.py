@@ -16,6 +16,8 @@ from qir.diff.facts import model_facts
 from qir.diff.folding import fold_model
 from qir.diff.view import Interner, View, ViewMaker, attribute_key
 from qir.errors import OptionError, suggest
+from qir.frontend.residue import absent_fields
+from qir.frontend.wire import fields
 from qir.ir import Function, Model, OpId
 
 __all__ = ["NOTES", "diff"]
@@ -185,8 +187,14 @@ def _metadata_changes(a: Model, b: Model, comparison: Comparison) -> Iterator[Ch
                 for detail in found
             ),
         )
-    if a.extra != b.extra or a.graph.extra != b.graph.extra:
+    if any(_said(one) != _said(two) for one, two in ((a.extra, b.extra), (a.graph.extra, b.graph.extra))):
         yield Change(ChangeKind.OTHER_CHANGED, "parts of the file that qir only carries along")
+
+
+def _said(extra: bytes | None) -> list[bytes]:
+    """The fields of a residue that hold something, in any order."""
+    rest = absent_fields(extra or b"")[1]
+    return sorted(rest[head:end] for _, head, begin, end in fields(rest, 0, len(rest)) if end > begin)
 
 
 def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:

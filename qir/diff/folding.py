@@ -109,7 +109,7 @@ def _note(node: Node, dtype: DType | None, scale: Value | None, zero: Value | No
 
 
 def _reads_integers(user: Node) -> bool:
-    return user.op == "DequantizeLinear" or (user.op in _FOLDS and user.op not in ("QuantizeLinear",))
+    return user.op == "DequantizeLinear" or user.op == "QLinearConcat" or user.op in _KERNELS
 
 
 def _dequantizer(node: Node, folding: Folding) -> None:
@@ -212,6 +212,27 @@ def _kernel_operand(node: Node, data: int, scale: int, zero: int, folding: Foldi
     return value, _merged(own, note)
 
 
+def _lookup(node: Node, folding: Folding) -> None:
+    """Gather of codes, Cast, Mul with a Gather of scales by the same indices: a look-up in a quantized table."""
+    table = node.input(0)
+    if table is None or not _constant(table) or (dtype := _dtype(table)) is None or not dtype.is_integer:
+        return
+    cast = _only_user(node.output)
+    product = _only_user(cast.output) if cast is not None and cast.op == "Cast" else None
+    if cast is None or product is None or product.op != "Mul":
+        return
+    other = product.input(0) if product.input(1) is cast.output else product.input(1)
+    scales = None if other is None else other.producer
+    if scales is None or scales.op != "Gather" or not _constant(scales.input(0)) or len(scales.output.uses) != 1:
+        return
+    if scales.input(1) is not node.input(1):
+        return
+    folding.gone |= {cast, product, scales}
+    folding.alias[product.output] = (node.output, None)
+    note = Note(dtype, scales.input(0), None, axis=0, integer=True, nodes=(scales, cast, product))
+    folding.nodes[node] = (node.op_id, [(table, note), resolve(node.input(1), folding)])
+
+
 def _fold_rescaling(node: Node, operands: list[Operand], folding: Folding) -> None:
     """MatMulInteger or ConvInteger, Cast, and products with the scales: one operator. What is not found stays."""
     cast = _only_user(node.output)
@@ -259,5 +280,6 @@ _FOLDS = {
     "DequantizeLinear": _dequantizer,
     "DynamicQuantizeLinear": _dynamic_quantizer,
     "QLinearConcat": _concat,
+    "Gather": _lookup,
     **dict.fromkeys(_KERNELS, _kernel),
 }

@@ -57,6 +57,10 @@ def find_regions(match: GraphMatch) -> list[Region]:
 
     for region in _by_provenance(match):
         take(region)
+    _grow(match, regions)
+    for region in regions:
+        taken_a.update(region.a)
+        taken_b.update(region.b)
     for rest_a, rest_b in problems(match):
         if len(rest_a) * len(rest_b) > _MOST_PAIRS:
             continue
@@ -112,6 +116,26 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
         if len(a) + len(b) > 2:
             regions.append(Region(a, b, [(n, match.forward[n]) for n in a if match.forward[n] in set(b)]))
     return regions
+
+
+def _grow(match: GraphMatch, regions: list[Region]) -> None:
+    """Let regions take in the nodes without a counterpart that are connected to them: what was simplified on the way."""
+    owners: list[dict[int, Region]] = [{}, {}]
+    for region in regions:
+        for side, nodes in enumerate((region.a, region.b)):
+            owners[side].update(dict.fromkeys(nodes, region))
+    for side, (view, partner) in enumerate(((match.a, match.forward), (match.b, match.backward))):
+        left = [n for n, mate in enumerate(partner) if mate < 0 and n not in owners[side]]
+        for part in _components(match, side, left):
+            for node in part:
+                near = [view.values[slot.value].producer for slot in view.slots[node]]
+                near += [reader for made in view.results[node] for reader, _ in view.consumers[made]]
+                region_or_none = next((owners[side][n] for n in near if n in owners[side] and partner[n] < 0), None)
+                if region_or_none is not None:
+                    nodes = region_or_none.b if side else region_or_none.a
+                    nodes.extend(part)
+                    nodes.sort()
+                    break
 
 
 def _foreign_sources(node: Node) -> list[str]:
