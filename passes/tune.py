@@ -15,6 +15,7 @@ from qir.ir import Model
 from qir.passes.calibrate import Calibrate
 from qir.passes.correct_bias import spread
 from qir.passes.evaluation import Evaluator
+from qir.passes.partition import Partition
 from qir.passes.quantize import Quantize
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.pipeline import Pipeline
