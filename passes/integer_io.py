@@ -13,6 +13,7 @@ from qir.errors import DataError, OptionError, suggest
 from qir.ir import DType, Interval, Model, Node, StaticQuant, Tensor, TensorType, Value
 from qir.passes._lift_codes import NotLiftable, static_type
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
 from qir.quant.integer_io import IO_KEY, io_text
 from qir.quant.schemes import activation_quant
 from qir.runtime.session import OrtRunner
@@ -56,11 +57,12 @@ class IntegerIo(Pass):
         outputs = {value.name: value for value in graph.outputs}
         wanted = self._wanted({**inputs, **outputs})
         opset = model.opset() or 1
+        barriers = load_target(ctx.target).barriers
         ranges = _Ranges(model, ctx)
         types: dict[str, StaticQuant] = {}
         for name, dtype in wanted.items():
             if name in inputs:
-                types[name] = _quantize_input(inputs[name], dtype, ranges, opset)
+                types[name] = _quantize_input(inputs[name], dtype, ranges, opset, barriers)
             else:
                 types[name] = _quantize_output(outputs[name], dtype, ranges, opset)
             quant = types[name]
@@ -123,7 +125,7 @@ def _span(rows: Iterable[Mapping[str, object]]) -> dict[str, Interval]:
     return {name: Interval(low, high) for name, (low, high) in bounds.items()}
 
 
-def _quantize_input(value: Value, dtype: DType, ranges: Ranges, opset: int) -> StaticQuant:
+def _quantize_input(value: Value, dtype: DType, ranges: Ranges, opset: int, barriers: frozenset[str]) -> StaticQuant:
     """Type the input; quantizers that made just these codes go, all else reads a dequantizer."""
     found = [(node, _type(node)) for node in value.users if node.op == "QuantizeLinear" and node.input(0) is value]
     quant = next((one for _, one in found if one is not None and one.dtype is dtype and one.axis is None), None)
@@ -142,10 +144,22 @@ def _quantize_input(value: Value, dtype: DType, ranges: Ranges, opset: int) -> S
             outputs=[graph.fresh_name(f"{value.name}_dequantized")], before=graph.nodes.first,
             domain=_domain(dtype, opset),
         ).output  # fmt: skip
+        behind = (
+            _barrier(numbers) if any(use.node is not None and use.node.op in barriers for use in others) else numbers
+        )
         for use in others:
-            value.replace_all_uses(numbers, where=lambda other, use=use: other is use)  # type: ignore[misc]
+            source = behind if use.node is not None and use.node.op in barriers else numbers
+            value.replace_all_uses(source, where=lambda other, use=use: other is use)  # type: ignore[misc]
     value.type = TensorType(dtype, value.shape)
     return quant
+
+
+def _barrier(value: Value) -> Value:
+    """A ``Max`` of one operand: the runtime would make integer operators of some float ones right behind a dequantizer
+    by itself, less accurately."""
+    maker, graph = value.producer, value.graph
+    assert maker is not None and graph is not None
+    return graph.insert_after(maker, "Max", [value], types=[value.type]).output
 
 
 def _quantize_output(value: Value, dtype: DType, ranges: Ranges, opset: int) -> StaticQuant:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from qir.api.emission import read_session_options
 from qir.errors import DataError
 from qir.report.check import CheckReport
-from qir.runtime.session import PLAIN, OrtRunner
+from qir.runtime.session import PLAIN, OrtRunner, SessionConfig
+from qir.validation.float_view import float_view
 from qir.validation.golden import GoldenSet, check_against, open_golden
 
 __all__ = ["check"]
@@ -29,9 +31,11 @@ def check(
     ``[expected.PRESET] min_sqnr``.
 
     Raises ModelError or UnsupportedError where a model does not load, DataError where the data does not fit or holds
-    no expected outputs and ``against`` is not given.
+    no expected outputs and ``against`` is not given. The session options that the model's metadata recommends are used.
     """
-    optimized, plain = OrtRunner(os.fspath(model)), OrtRunner(os.fspath(model), PLAIN)
+    unoptimized = OrtRunner(os.fspath(model), PLAIN)
+    config = SessionConfig(entries=read_session_options(unoptimized.session.get_modelmeta().custom_metadata_map))
+    optimized, plain = float_view(OrtRunner(os.fspath(model), config)), float_view(unoptimized)
     opened = open_golden(golden, optimized.inputs, optimized.outputs)
     reference: OrtRunner | None = None
     if not opened.expected:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from qir.errors import OptionError, suggest
+from qir.errors import ModelError, OptionError, suggest
 from qir.ir import Model
 from qir.passes.emit_dynamic import EmitDynamic
 from qir.passes.emit_qdq import EmitQdq
@@ -14,7 +14,7 @@ from qir.passes.integer_io import IntegerIo
 from qir.pipeline import Pass, Pipeline
 from qir.targets import Target
 
-__all__ = ["FORMATS", "OPTIONS_KEY", "with_format", "with_integer_io", "write_session_options"]
+__all__ = ["FORMATS", "OPTIONS_KEY", "read_session_options", "with_format", "with_integer_io", "write_session_options"]
 
 FORMATS = ("qdq", "qoperator", "contrib")
 """QuantizeLinear and DequantizeLinear around float operators; standard integer operators; onnxruntime's as well."""
@@ -54,6 +54,20 @@ def _emission(pass_: Pass, chosen: str) -> Pass:
 def with_integer_io(pipeline: Pipeline, types: Sequence[str]) -> Pipeline:
     """The same pipeline with integer inputs and outputs at its end (see the pass ``integer-io``)."""
     return Pipeline([*pipeline.passes, IntegerIo(tuple(types))]) if types else pipeline
+
+
+def read_session_options(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The session options that a model's metadata recommends. Raises ModelError where they are damaged."""
+    text = (metadata or {}).get(OPTIONS_KEY)
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model's metadata property {OPTIONS_KEY!r} is no JSON: emit it again") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ModelError(f"the model's metadata property {OPTIONS_KEY!r} is no object of texts: emit it again")
+    return found
 
 
 def write_session_options(model: Model, target: Target) -> dict[str, str]:

@@ -28,7 +28,7 @@ from qir.quant.integer_io import read_io
 from qir.quant.recipe import Recipe
 from qir.report.quantization import QuantizationReport
 from qir.runtime.latency import LatencyComparison, compare_latency
-from qir.runtime.session import PLAIN, OrtRunner
+from qir.runtime.session import PLAIN, OrtRunner, SessionConfig
 from qir.runtime.specs import Model as Serialized
 from qir.targets import Target
 from qir.targets.audit import Audit, audit
@@ -80,8 +80,9 @@ def quantize(
     agreement with the float model): the search leaves as much in float as they need, and where they are not reached
     the report says so and nothing is written. ``metric``: see ``qir.validation.tasks``. ``preprocess`` and ``labels``
     are for folders of images, see ``qir.calibration.images``. ``format``: how quantization is spelled, ``qdq``,
-    ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer inputs and outputs, ``uint8`` for all or
-    ``NAME=uint8``; their scales are in the report and the model's metadata. ``latency_seconds`` 0 leaves the timing out.
+    ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer
+    inputs and outputs, ``uint8`` for all or ``NAME=uint8``; their scales are in the report and in the model's metadata.
+    ``latency_seconds`` 0 leaves the timing out.
 
     Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
     written then.
@@ -100,14 +101,14 @@ def quantize(
     quantized = first_quantized_node(source)
     if quantized is not None:
         raise UnsupportedError(
-            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that it is from, "
-            "or 'qir opt MODEL --passes lift,dequantize -o FLOAT.onnx' makes one of it"
+            f"the model is quantized already ({quantized.op} {quantized.label!r}): give the float model that "
+            "it is from, or 'qir opt MODEL --passes lift,dequantize -o FLOAT.onnx' makes one of it"
         )
     parts = split(source, _MIN_OPSET) if first_opaque_node(source) is not None else None
     if parts is not None and io_dtype:
         raise UnsupportedError(
-            f"integer inputs and outputs do not go with {parts.opaque[0].domain}.{parts.opaque[0].op}, which the runtime "
-            "does not know: leave --io-dtype out"
+            f"integer inputs and outputs do not go with {parts.opaque[0].domain}.{parts.opaque[0].op}, which the "
+            "runtime does not know: leave --io-dtype out"
         )
     whole, source = source, source if parts is None else parts.part
     pipeline = _with_options(pipeline, keep_float, recipe, input_range)
@@ -306,12 +307,12 @@ def _measure(
         with runnable(source) as float_model:
             golden_set, kind = _check_set(golden, held_out, calibration, float_model, images)
             watch.start("validating", None)
-            runners = [float_view(OrtRunner(int_model)), float_view(OrtRunner(int_model, PLAIN))]
+            runners = [float_view(OrtRunner(int_model, config)) for config in (_recommended(target), PLAIN)]
             measured.accuracy, measured.plain = check_all_against(golden_set, runners, OrtRunner(float_model), metric)
             watch.finish()
             measured.on = f"{measured.accuracy.samples} {kind}"
             if target.runs_here:
-                measured.latency = _latency(float_model, int_model, golden_set, latency_seconds, quantized)
+                measured.latency = _latency(float_model, int_model, golden_set, latency_seconds, quantized, target)
             else:
                 measured.on += f"; computed by onnxruntime in place of {target.name}, which is not here"
     return measured
@@ -336,13 +337,19 @@ def _check_set(
 
 
 def _latency(
-    float_model: Serialized, int_model: Serialized, samples: GoldenSet, seconds: float, quantized: Model
+    float_model: Serialized, int_model: Serialized, samples: GoldenSet, seconds: float, quantized: Model, target: Target
 ) -> LatencyComparison | None:
     if seconds <= 0:
         return None
     feeds = [case.feed for case in islice(samples, _LATENCY_SAMPLES)]
     codes = to_codes(feeds, read_io(quantized.metadata))
-    return compare_latency(float_model, int_model, feeds, threads=1, seconds=seconds, feeds_b=codes)
+    chosen = _recommended(target)
+    return compare_latency(float_model, int_model, feeds, config_b=chosen, threads=1, seconds=seconds, feeds_b=codes)
+
+
+def _recommended(target: Target) -> SessionConfig:
+    """As the target's runtime should be configured; of one that is not here only the plain arithmetic can be run."""
+    return SessionConfig(entries=target.session_options) if target.runs_here else PLAIN
 
 
 def _check_writable(path: Path) -> None:

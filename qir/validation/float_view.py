@@ -13,7 +13,7 @@ from qir.quant.arithmetic import dequantize, quantize
 from qir.quant.integer_io import read_io
 from qir.runtime.session import OrtRunner, Runner
 
-__all__ = ["FloatView", "float_view"]
+__all__ = ["FloatView", "float_view", "to_codes"]
 
 
 class FloatView:
@@ -27,15 +27,16 @@ class FloatView:
         self.outputs = tuple(replace(s, dtype=real) if s.name in types else s for s in runner.outputs)
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        given = self._runner.run(self.codes(feeds), outputs)
+        given = self._runner.run(to_codes([feeds], self._types)[0], outputs)
         return {name: dequantize(a, self._types[name]) if name in self._types else a for name, a in given.items()}
 
-    def codes(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The feeds as the model itself takes them."""
-        return {
-            name: quantize(np.asarray(array), self._types[name]) if name in self._types else array
-            for name, array in feeds.items()
-        }
+
+def to_codes(feeds: Sequence[Mapping[str, Any]], types: Mapping[str, StaticQuant]) -> list[dict[str, Any]]:
+    """Float feeds as a model with inputs of these types takes them."""
+    return [
+        {name: quantize(np.asarray(a), types[name]) if name in types else a for name, a in feed.items()}
+        for feed in feeds
+    ]
 
 
 def float_view(runner: OrtRunner) -> Runner:
