@@ -19,7 +19,7 @@ from qir.ops.shape_inference import infer
 from tools.bench import structural
 from tools.bench.graphs import SHAPES, make_graph
 
-SMALL, LARGE = 240, 960
+SMALL, LARGE = 200, 800
 MOST = 1.35
 """Calls for a further node over those for one of the small graph: 1 is linear, walking the graph for each node is 5."""
 NAMES = [name for name in structural.measured() if name != "place"]
