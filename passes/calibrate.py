@@ -95,7 +95,7 @@ class Calibrate(Pass):
             outside = (
                 value.range is not None
                 and not seen.interval.is_empty
-                and not value.range.contains(seen.interval, 1e-5 * seen.interval.magnitude)
+                and not value.range.per_tensor().contains(seen.interval, 1e-5 * seen.interval.magnitude)
             )
             if outside:
                 result.remarks.append(

@@ -61,11 +61,13 @@ class Interval:
         return self if self.axis is None else Interval(self.lower, self.upper)
 
     def contains(self, other: Interval, tolerance: float = 0.0) -> bool:
-        """Whether every number of ``other`` lies inside, channel by channel where both have the same axis."""
+        """Whether every number of ``other`` lies inside, at any index: channel by channel where both have the same
+        axis; else the whole of ``other`` inside of each channel, as a number of it may stand in any."""
         if other.is_empty:
             return True
-        if self.axis is None or other.axis != self.axis:
-            return self.lower - tolerance <= other.lower and other.upper <= self.upper + tolerance
+        if not _are_alike(self, other):
+            lower, upper = (float(np.max(self.lo, initial=-np.inf)), float(np.min(self.hi, initial=np.inf)))
+            return lower - tolerance <= other.lower and other.upper <= upper + tolerance
         lo = np.asarray(self.lo) - tolerance <= np.asarray(other.lo)
         return bool(lo.all() and (np.asarray(other.hi) <= np.asarray(self.hi) + tolerance).all())
 
@@ -81,5 +83,8 @@ class Interval:
 
 
 def _alike(a: Interval, b: Interval) -> tuple[Interval, Interval]:
-    same = a.axis == b.axis and np.shape(a.lo) == np.shape(b.lo)
-    return (a, b) if same else (a.per_tensor(), b.per_tensor())
+    return (a, b) if _are_alike(a, b) else (a.per_tensor(), b.per_tensor())
+
+
+def _are_alike(a: Interval, b: Interval) -> bool:
+    return a.axis == b.axis and np.shape(a.lo) == np.shape(b.lo)

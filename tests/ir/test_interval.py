@@ -70,7 +70,16 @@ def test_channels_are_compared_one_by_one() -> None:
     a = Interval((0.0, 5.0), (1.0, 6.0), axis=0)
     assert not a.contains(Interval((0.0, 0.0), (1.0, 1.0), axis=0))
     assert a.contains(Interval((0.5, 5.5), (1.0, 6.1), axis=0), tolerance=0.2)
-    assert a.contains(Interval(0.0, 6.0))  # per tensor: all that is known of it
+    assert not a.contains(Interval(0.0, 6.0))  # a number of it may stand in the first channel
+    assert a.per_tensor().contains(Interval(0.0, 6.0))
+
+
+def test_other_axes_and_sizes_must_fit_every_channel() -> None:
+    a = Interval((0.0, 5.0), (2.0, 7.0), axis=0)
+    assert not a.contains(Interval((0.0, 5.0), (2.0, 7.0), axis=1))
+    assert not a.contains(Interval((1.0,), (6.0,), axis=0))
+    wide = Interval((0.0, -1.0), (3.0, 4.0), axis=0)
+    assert wide.contains(Interval((0.5, 1.0, 2.0), (3.0, 1.0, 2.0), axis=1)) and wide.contains(Interval(0.0, 3.0))
     assert a.join(Interval((9.0,), (9.0,), axis=1)) == Interval(0.0, 9.0)
 
 
