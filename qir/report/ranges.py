@@ -33,7 +33,7 @@ class RangeRow:
             return False
         slack = _SLACK * seen.magnitude
         limits = [one.per_tensor() for one in (self.declared, self.proved) if one is not None]
-        return any(not limit.per_tensor().contains(seen, slack) for limit in limits)
+        return any(not limit.contains(seen, slack) for limit in limits)
 
     @property
     def used(self) -> float | None:
