@@ -73,7 +73,7 @@ def target_lines(target: Target) -> list[str]:
         "",
         "Types",
         f"  activations  {target.activation}, a scale a tensor{symmetric}; it takes {_texts(rules.activations)}",
-        f"  weights      {target.weight}, {target.weight_range.value}; scales by channel for {_texts(rules.per_channel)}",
+        f"  weights      {target.weight}, {target.weight_range.value}; by channel for {_texts(rules.per_channel)}",
         f"  biases       {_texts(rules.biases)}",
         f"  formats      {', '.join(sorted(rules.formats))}; {target.format} by default",
     ]
