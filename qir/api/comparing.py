@@ -22,9 +22,6 @@ from qir.validation.layers import compare_layers
 
 __all__ = ["compare"]
 
-_INJECTED = 4
-"""Samples on which harm is measured: an inference for each node and sample."""
-
 
 def compare(
     reference: str | os.PathLike[str] | Model,
@@ -62,8 +59,7 @@ def compare(
     errors = compare_layers(ours, theirs, feeds, progress=watch)
     advice = Advice()
     if lines > 0:
-        few = spread(feeds, _INJECTED)
-        advice = advise(errors, few, load_target(target), most=lines, reach_db=reach, progress=watch)
+        advice = advise(errors, feeds, load_target(target), most=lines, reach_db=reach, progress=watch)
     return ComparisonReport(
         reference=_name(reference),
         quantized=_name(quantized),

@@ -12,6 +12,7 @@ quantizers gives other errors.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from qir.analysis.cost import with_input_shapes
+from qir.analysis.cost import model_cost, with_input_shapes
 from qir.calibration.collect import expose
 from qir.calibration.thresholds import mse_range, percentile_range
 from qir.codegen import runnable
@@ -106,12 +107,13 @@ def advise(
 ) -> Advice:
     """At most ``most`` suggestions, fewer where less would gain next to nothing or ``reach_db`` is reached before.
 
-    ``feeds`` should be few: every node of the quantized model takes one float inference each.
+    Every node of the quantized model takes a float inference a feed, so fewer ``feeds`` are used where these are large.
     """
     nodes = _quantized_nodes(found)
     if not nodes or not feeds:
         return Advice()
     costs = _costs(found.reference, nodes, feeds[0], target)
+    feeds = feeds[: _affordable(found.reference, len(nodes), feeds[0])]
     watch = progress or NoProgress()
     with _bench(found, nodes) as bench:
         watch.start("injecting errors", (1 + len(_METHODS)) * len(feeds))
@@ -120,10 +122,18 @@ def advise(
         worst = sorted(nodes, key=lambda node: -max(plain[node].values(), default=0.0))[:_VARIANTS_FOR]
         tried = {name: bench.noise(cut, feeds, worst, watch) for name, cut in bench.variants(worst)}
         watch.finish()
-        chosen = _choose(plain, tried, costs, most, reach_db)
-        suggestions = [_suggestion(node, way, gain, costs) for node, way, gain in chosen]
-        ways = {node: way for node, way, _ in chosen}
-        return Advice(suggestions, bench.together(feeds, {}), bench.together(feeds, ways), harm)
+        ordered = _choose(plain, tried, costs, 2 * most)
+        # Errors add up only nearly: what the lines do together decides which of them stay, and what is promised.
+        reached = bench.together(feeds, [ordered[:count] for count in range(len(ordered) + 1)])
+        gains = [after - before for before, after in itertools.pairwise(reached)]
+        kept = [pair for pair, gain in zip(ordered, gains, strict=True) if gain > _LEAST_TOGETHER][:most]
+        steps = bench.together(feeds, [kept[:count] for count in range(len(kept) + 1)])
+        count = next((i for i, db in enumerate(steps) if reach_db is not None and db >= reach_db), len(kept))
+        count = max(range(count + 1), key=lambda i: (round(steps[i], 2), -i))
+        suggestions = [
+            _suggestion(node, way, steps[i + 1] - steps[i], costs) for i, (node, way) in enumerate(kept[:count])
+        ]
+        return Advice(suggestions, steps[0], steps[count], harm)
 
 
 def _suggestion(node: Node, way: str, gain: float, costs: Mapping[Node, float]) -> Suggestion:
@@ -141,19 +151,16 @@ def _choose(
     tried: Mapping[str, Mapping[Node, Noise]],
     costs: Mapping[Node, float],
     most: int,
-    reach_db: float | None,
-) -> list[tuple[Node, str, float]]:
+) -> list[tuple[Node, str]]:
     """Greedily, decibels per percent of time; cheap ways first where they bring nearly as much."""
     total: Noise = {}
     for noise in plain.values():
         for name, power in noise.items():
             total[name] = total.get(name, 0.0) + power
     remaining = dict(plain)
-    chosen: list[tuple[Node, str, float]] = []
+    chosen: list[tuple[Node, str]] = []
     while remaining and total and len(chosen) < most:
-        if reach_db is not None and _decibels(max(total.values())) >= reach_db:
-            break
-        best: tuple[float, Node, str, float, Noise] | None = None
+        best: tuple[float, Node, str, Noise] | None = None
         for node, noise in remaining.items():
             for way, rest in [("float", {}), *((name, by[node]) for name, by in tried.items() if node in by)]:
                 after = {n: max(p - noise.get(n, 0.0) + rest.get(n, 0.0), _TINY) for n, p in total.items()}
@@ -162,16 +169,16 @@ def _choose(
                 if gain > (_LEAST_GAIN if way == "float" else _LEAST_OTHER) and (
                     best is None or gain / price > best[0]
                 ):
-                    best = (gain / price, node, way, gain, after)
+                    best = (gain / price, node, way, after)
         if best is None:
             break
-        _, node, way, gain, total = best
+        _, node, way, total = best
         del remaining[node]
-        chosen.append((node, way, gain))
+        chosen.append((node, way))
     return chosen
 
 
-_LEAST_GAIN, _LEAST_OTHER = 0.1, 0.4
+_LEAST_GAIN, _LEAST_OTHER, _LEAST_TOGETHER = 0.1, 0.4, 0.05
 """dB; another range is easily fitted to the samples at hand."""
 
 
@@ -212,19 +219,22 @@ class _Bench:
             watch.advance()
         return {node: {name: _ratio(one) for name, one in by.items()} for node, by in metrics.items()}
 
-    def together(self, feeds: Sequence[Arrays], ways: Mapping[Node, str]) -> float:
-        """SQNR in dB of the worst output with all errors, those of nodes in ``ways`` as these would leave them."""
-        metrics: dict[str, OutputMetrics] = {}
+    def together(self, feeds: Sequence[Arrays], plans: Sequence[Sequence[tuple[Node, str]]]) -> list[float]:
+        """SQNR in dB of the worst output with all errors, for each plan: those of its nodes as its ways leave them."""
+        metrics: list[dict[str, OutputMetrics]] = [{} for _ in plans]
+        used = {way for plan in plans for _, way in plan if way != "float"}
         for feed in feeds:
             values = self._values(feed)
-            errors = self._errors(self.cut, feed, values)
-            for way in dict.fromkeys(ways.values()):
-                other = {} if way == "float" else self._errors(self._cuts[way], feed, values)
-                for node in (node for node, its in ways.items() if its == way):
+            plain = self._errors(self.cut, feed, values)
+            others = {way: self._errors(self._cuts[way], feed, values) for way in sorted(used)}
+            expected = self._run(feed, {})
+            for plan, found in zip(plans, metrics, strict=True):
+                errors = dict(plain)
+                for node, way in plan:
                     for unit in self._units[node]:
-                        errors[unit] = other.get(unit, _NOTHING)
-            _compare(self._run(feed, {}), self._run(feed, errors), metrics)
-        return _decibels(max((_ratio(one) for one in metrics.values()), default=0.0))
+                        errors[unit] = _NOTHING if way == "float" else others[way][unit]
+                _compare(expected, self._run(feed, errors), found)
+        return [_decibels(max((_ratio(one) for one in found.values()), default=0.0)) for found in metrics]
 
     def variants(self, nodes: Sequence[Node]) -> Iterator[tuple[str, Cut]]:
         """The cut model with all static quantizers of these nodes made in another way, where there are any."""
@@ -353,6 +363,18 @@ def _quantized_nodes(found: LayerErrors) -> list[Node]:
 
 _EXACT = 110.0
 """dB at which an error is no more than float arithmetic's."""
+
+
+def _affordable(reference: Model, nodes: int, feed: Arrays) -> int:
+    """On how many feeds to inject: from the work that it is, never by a clock."""
+    names = {value.name for value in reference.graph.inputs}
+    sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
+    work = max(model_cost(sized).macs, 1) * (nodes + 60)
+    return int(np.clip(_BUDGET // work, _FEWEST, _MOST))
+
+
+_BUDGET, _FEWEST, _MOST = 300_000_000_000, 4, 24
+"""Multiply-accumulates; some 20 seconds of one thread."""
 
 
 def _costs(reference: Model, nodes: Sequence[Node], feed: Arrays, target: Target) -> dict[Node, float]:
