@@ -120,7 +120,7 @@ class _Cleaner:
             while not self.numbering.exhausted and (statistic := simplify(node, scope)):
                 self.numbering.allow(statistic, node)
                 self.result.count(statistic)
-            if any(value.uses for value in node.outputs):
+            if node.is_read:
                 self._eliminate(node, seen)
             for body in node.bodies:
                 self.clean(body)

@@ -31,22 +31,22 @@ class _Linear:
     def of(cls, node: Node) -> _Linear | str:
         """The reason where the weights are not constants that can be edited."""
         weight = constant_of(node.input(1))
-        what = f"{node.op} {node.label!r}"
         if weight is None or not weight.dtype.is_float:
-            return f"the weight of {what} is no constant float tensor"
+            return f"the weight of {node.op} {node.label!r} is no constant float tensor"
         if any(value is not None and value.frozen for value in node.inputs):
-            return f"the weight of {what} is frozen on its quantization grid"
+            return f"the weight of {node.op} {node.label!r} is frozen on its quantization grid"
         array = weight.numpy().astype(np.float64)
         size = cls._channels(node, array)
         if node.input(2) is None:
             return cls(node, array, np.zeros(size))
         bias = constant_of(node.input(2))
         if bias is None:
-            return f"the bias of {what} is no constant"
+            return f"the bias of {node.op} {node.label!r} is no constant"
         if bias.size not in (1, size) or (bias.size == size and bias.shape[-1:] not in ((size,), ())):
-            return f"the bias of {what} is not one number an output channel"
+            return f"the bias of {node.op} {node.label!r} is not one number an output channel"
         beta = node.get("beta", 1.0) if node.op == "Gemm" else 1.0
-        return cls(node, array, np.broadcast_to(bias.numpy().astype(np.float64).reshape(-1) * beta, size).copy())
+        numbers = bias.numpy().astype(np.float64).reshape(-1) * beta
+        return cls(node, array, numbers if numbers.size == size else numbers.repeat(size))
 
     @staticmethod
     def _channels(node: Node, weight: np.ndarray) -> int:
@@ -125,7 +125,7 @@ class _Linear:
         assert weight is not None, "the weight was a constant a moment ago"
         with np.errstate(over="ignore"):
             stored = self.weight.astype(weight.dtype.numpy), self.bias.astype(weight.dtype.numpy)
-        if all(np.isfinite(array.astype(np.float64)).all() for array in stored):
+        if all(np.isfinite(array).all() for array in stored):
             return None
         return f"the weights of {self.node.op} {self.node.label!r} would overflow {weight.dtype}"
 
@@ -171,7 +171,9 @@ def _per_channel(value: Value, rank: int, channels: int) -> np.ndarray | None:
     if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
         return None
     array = tensor.numpy().astype(np.float64).reshape(-1)
-    return np.broadcast_to(array, channels) if np.isfinite(array).all() else None
+    if not np.isfinite(array).all():
+        return None
+    return array if array.size == channels else array.repeat(channels)
 
 
 # Conv, ConvTranspose, Gemm + BatchNormalization

@@ -100,15 +100,17 @@ class Graph:
         """All nodes, those of bodies after the node that holds them."""
         for node in self._nodes:
             yield node
-            for body in node.bodies:
-                yield from body.walk()
+            if node._attributes:
+                for body in node.bodies:
+                    yield from body.walk()
 
     def graphs(self) -> Iterator[Graph]:
         """This graph and all bodies inside, outermost first."""
         yield self
         for node in self._nodes:
-            for body in node.bodies:
-                yield from body.graphs()
+            if node._attributes:
+                for body in node.bodies:
+                    yield from body.graphs()
 
     def values(self) -> Iterator[Value]:
         """All values that this graph defines: inputs, initializers, results in node order; bodies not included."""

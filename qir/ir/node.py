@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Node", "OpId", "Region"]
 
+_GRAPH, _GRAPHS = AttrKind.GRAPH, AttrKind.GRAPHS
 OpId = tuple[str, str, str]
 """(domain, op type, overload); the default domain is ``""``."""
 
@@ -236,10 +237,16 @@ class Node(Linked):
     def bodies(self) -> tuple[Graph, ...]:
         """The graphs in attributes (branches of If, bodies of Loop and Scan), in order."""
         found: tuple[Graph, ...] = ()
-        for attribute in self._attributes.values():
-            if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS):
-                found += attribute.graphs
+        if self._attributes:  # most nodes have none, and every walk asks
+            for attribute in self._attributes.values():
+                if attribute.kind is _GRAPH or attribute.kind is _GRAPHS:
+                    found += attribute.graphs
         return found
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anything reads a result: a node, or a graph that hands it out."""
+        return any([value._uses for value in self._outputs])
 
     def walk(self) -> Iterator[Node]:
         """This node and all nodes in its bodies."""

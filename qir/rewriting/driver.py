@@ -70,9 +70,11 @@ class _Driver:
 
     def run(self) -> RewriteReport:
         size = 0
+        ops = {op for _, op in self.by_root}
         for node in self.model.walk():
             size += 1
-            self.enqueue(node)
+            if node.op in ops:
+                self.enqueue(node)
         if self.max_rounds is None:
             self.max_rounds = 1000 + 2 * size
         while self.queue:
@@ -152,7 +154,7 @@ class _Driver:
         if not pairs:
             changed[match.root] = None
             for node in match.nodes[1:]:
-                if not any(value.uses for value in node.outputs):
+                if not node.is_read:
                     merge_origin(match.root, node)
         for old, new in pairs.items():
             readers.update(dict.fromkeys(old.users))
@@ -179,7 +181,7 @@ class _Driver:
         while progress:
             progress = False
             for node in nodes:
-                if node.graph is not None and node.outputs and not any(value.uses for value in node.outputs):
+                if node.graph is not None and node.outputs and not node.is_read:
                     node.erase()
                     erased.append(node)
                     progress = True
