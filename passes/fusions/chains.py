@@ -237,6 +237,9 @@ def _slice_parts(node: Node, opset: int) -> list[tuple[int, int, int, int]] | No
 
 
 def _check_slices(match: Match) -> str | None:
+    others = [user for user in match["inner"].users if user.op != "Slice" or not is_standard(user)]
+    if others or match["inner"].is_output:
+        return "what it slices is read by more than slices"
     inner, outer = _slice_parts(match.node("inner"), match.opset), _slice_parts(match.root, match.opset)
     if inner is None or outer is None:
         return "they are not constant, or count axes from the back"
@@ -266,10 +269,13 @@ def _rewrite_slices(match: Match) -> Value:
     return match.add("Slice", [match["x"], *constants]).output
 
 
-_bounds_of_slice = (Maybe(Any()),) * 4
+def _slice(x: Any | Op, name: str) -> Op:
+    return Op("Slice", x, *(Maybe(Any()) for _ in range(4)), name=name, leaks=True)
+
+
 _slices = Rule(
     "slice-slice",
-    Op("Slice", Op("Slice", Any("x"), *_bounds_of_slice, name="inner"), *_bounds_of_slice),
+    _slice(_slice(Any("x"), "inner"), "outer"),
     _rewrite_slices,
     _check_slices,
 )
