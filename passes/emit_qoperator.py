@@ -404,7 +404,8 @@ def _redundant(node: Node, quant: StaticQuant) -> bool:
     lower, upper = clip_bounds(node)
     if any(value is not None and constant_of(value) is None for value in operands):
         return False
-    return (lower is None or lowest >= np.float32(lower)) and (upper is None or highest <= np.float32(upper))
+    above = lower is None or bool(lowest >= np.float32(lower))
+    return above and (upper is None or bool(highest <= np.float32(upper)))
 
 
 def _only_reader(value: Value) -> Node | None:

@@ -56,12 +56,9 @@ class _Params:
     def same(self, other: _Params) -> bool:
         if self.scales is None or other.scales is None:
             return False
-        zeros = [np.zeros(1) if one.zeros is None else one.zeros for one in (self, other)]
-        return bool(
-            self.dtype is other.dtype
-            and np.array_equal(self.scales.reshape(-1), other.scales.reshape(-1))
-            and np.array_equal(*(zero.reshape(-1) for zero in zeros))
-        )
+        mine, theirs = (np.zeros(1) if one.zeros is None else one.zeros.reshape(-1) for one in (self, other))
+        scales_agree = np.array_equal(self.scales.reshape(-1), other.scales.reshape(-1))
+        return self.dtype is other.dtype and scales_agree and bool(np.array_equal(mine, theirs))
 
 
 def lint(model: Model, target: Target) -> list[Finding]:
@@ -311,4 +308,5 @@ def _cuts_more(activation: Node, params: _Params) -> bool:
     scale, zero = np.float32(params.scales.reshape(-1)[0]), _first(params.zeros)
     lowest, highest = (params.dtype.qmin - zero) * scale, (params.dtype.qmax - zero) * scale
     lower, upper = (0.0, None) if activation.op == "Relu" else clip_bounds(activation)
-    return (lower is not None and lowest < np.float32(lower)) or (upper is not None and highest > np.float32(upper))
+    below = lower is not None and bool(lowest < np.float32(lower))
+    return below or (upper is not None and bool(highest > np.float32(upper)))

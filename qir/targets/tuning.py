@@ -142,8 +142,11 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {
-            "s": np.float32(0.05), "z": np.uint8(128), "t": np.float32(0.05)
-        }  # fmt: skip
+            "s": np.array(0.05, np.float32),
+            "z": np.array(128, np.uint8),
+            "t": np.array(0.05, np.float32),
+            "wz": np.array(0, np.int8),
+        }
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         name = f"v{len(self.nodes)}"
@@ -216,5 +219,4 @@ def _product(size: int, quantized: bool) -> Link:
 
 def _integer_weight(builder: _Builder, codes: np.ndarray, index: int) -> str:
     builder.constants[f"w{index}"] = codes
-    builder.constants["wz"] = np.int8(0)
     return builder.add("DequantizeLinear", f"w{index}", "t", "wz")

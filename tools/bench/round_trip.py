@@ -2,7 +2,7 @@
 
     python -m tools.bench.round_trip NAME.qdq.onnx=eval.npz NAME.qop.onnx=eval.npz ...
 
-Each is emitted in its own spelling and in the others. A step is a 255th of the output's range over the samples; "on" and
+Each is emitted in each spelling. A step is a 255th of the range of an output over the samples; "on" and
 "off" are the runtime's optimisations. QDQ with optimisations off computes in floats, integer operators compute in
 integers (and saturate where the processor does), so that corner compares two machines, not two models.
 """
