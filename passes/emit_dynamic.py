@@ -26,7 +26,7 @@ from qir.ir.provenance import merge
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import quantize
 
-__all__ = ["EmitDynamic"]
+__all__ = ["EmitDynamic", "bias_behind", "drop_unused"]
 
 _CONTRIB = "com.microsoft"
 _DYNAMIC_LSTM = "DynamicQuantizeLSTM"
@@ -93,7 +93,7 @@ class _Emitter:
         codes, scale, zero = self._dynamic_operand(node)
         table = self._codes(weight.value, quant, transposed=bool(node.get("transB", 0)))
         weight_scale = self._scale(weight.value, quant, (len(quant.scale),) if quant.axis is not None else ())
-        maker, bias = self._with_bias(node)
+        maker, bias = bias_behind(node)
         old = [value for value in node.inputs if value is not None]
         for name in list(node.attributes):
             node.remove(name)
@@ -108,7 +108,7 @@ class _Emitter:
         if maker is not node:
             maker.provenance = merge([node.provenance, maker.provenance])
             node.erase()
-        _drop_unused(old)
+        drop_unused(old)
         self.contrib = True
         self.result.count("dynamic")
 
@@ -186,7 +186,7 @@ class _Emitter:
             scaled = graph.insert_before(node, "Mul", [number, factor], types=[result.type], source=[node]).output
             node.set_op("Add")
             node.set_inputs([scaled, bias])
-        _drop_unused(old)
+        drop_unused(old)
 
     def recurrent(self, node: Node) -> None:
         operands = list(node.inputs) + [None] * (8 - len(node.inputs))
@@ -207,7 +207,7 @@ class _Emitter:
         _clear(node)
         node.set_op(_DYNAMIC_LSTM, _CONTRIB)
         node.set_inputs([*operands, *parameters])
-        _drop_unused([value for value in old if value is not None])
+        drop_unused([value for value in old if value is not None])
         self.contrib = True
         self.result.count("recurrent")
 
@@ -234,7 +234,7 @@ class _Emitter:
         _clear(node)
         node.set_op("Mul")
         node.set_inputs([number, scale])
-        _drop_unused([value])
+        drop_unused([value])
         self.result.count("lookups")
 
     def _activation(self, node: Node, value: Value) -> tuple[Value, Value, Value]:
@@ -280,31 +280,41 @@ class _Emitter:
         assert graph is not None
         return graph.add_initializer(name, Tensor.of(np.asarray(array)))
 
-    def _with_bias(self, node: Node) -> tuple[Node, Value | None]:
-        """The node whose result the kernel makes, and its bias as a vector: a Gemm's own, or an Add of a row."""
-        own = node.input(2)
-        if own is not None:
-            return node, self._vector(own)
-        uses = list(node.output.uses)
-        add = uses[0].node if len(uses) == 1 else None
-        weight = node.input(1)
-        if add is None or add.op != "Add" or add.domain != "" or add.graph is not node.graph or add.kernel == "integer":
-            return node, None
-        bias = add.input(1 - uses[0].index)
-        if bias is None or bias.tensor is None or weight is None or weight.tensor is None:
-            return node, None
-        columns = weight.tensor.shape[0 if node.get("transB", 0) else 1]
-        if bias.tensor.size != columns or bias.tensor.shape[-1:] != (columns,) or node.op == "Gemm":
-            return node, None
-        # A row of more axes than the product would add them to the result.
-        fits = len(bias.tensor.shape) == 1 or len(bias.tensor.shape) <= len(node.output.shape or ())
-        return (add, self._vector(bias)) if fits else (node, None)
 
-    def _vector(self, bias: Value) -> Value:
-        assert bias.tensor is not None
-        if len(bias.tensor.shape) == 1:
-            return bias
-        return self._constant(bias, f"{bias.name}_vector", bias.tensor.numpy().reshape(-1))
+def bias_behind(node: Node) -> tuple[Node, Value | None]:
+    """Of a linear operator, the node whose result a kernel with a bias makes, and that bias as a vector: a Gemm's own,
+    or an Add of a row."""
+    own = node.input(2)
+    if own is not None:
+        return node, _vector(own)
+    uses = list(node.output.uses)
+    add = uses[0].node if len(uses) == 1 else None
+    weight = node.input(1)
+    if add is None or add.op != "Add" or add.domain != "" or add.graph is not node.graph or add.kernel == "integer":
+        return node, None
+    bias = add.input(1 - uses[0].index)
+    if bias is None or bias.tensor is None or weight is None or weight.tensor is None:
+        return node, None
+    columns = weight.tensor.shape[0 if node.get("transB", 0) else 1]
+    if bias.tensor.size != columns or bias.tensor.shape[-1:] != (columns,) or node.op == "Gemm":
+        return node, None
+    # A row of more axes than the product would add them to the result.
+    fits = len(bias.tensor.shape) == 1 or len(bias.tensor.shape) <= len(node.output.shape or ())
+    return (add, _vector(bias)) if fits else (node, None)
+
+
+def drop_unused(values: list[Value]) -> None:
+    """Remove the constants that nobody reads any more."""
+    for value in dict.fromkeys(values):
+        if value.is_constant and not value.uses and value.graph is not None:
+            value.graph.remove_initializer(value)
+
+
+def _vector(bias: Value) -> Value:
+    if bias.shape is not None and len(bias.shape) == 1:
+        return bias
+    assert bias.tensor is not None and bias.graph is not None
+    return bias.graph.add_initializer(f"{bias.name}_vector", Tensor.of(bias.tensor.numpy().reshape(-1)))
 
 
 def _static(use: Use) -> StaticQuant:
@@ -323,9 +333,3 @@ def _clear(node: Node) -> None:
     for use in node.uses:
         if use is not None:
             use.quant = UseQuantMarker.INHERIT
-
-
-def _drop_unused(values: list[Value]) -> None:
-    for value in dict.fromkeys(values):
-        if value.is_constant and not value.uses and value.graph is not None:
-            value.graph.remove_initializer(value)

@@ -20,7 +20,7 @@ import numpy as np
 
 from qir.quant.pairs import PAIR_LIMIT
 
-__all__ = ["Moments", "output_error", "round_codes", "round_levels"]
+__all__ = ["Moments", "output_error", "round_codes", "round_levels", "round_numbers"]
 
 _BLOCK = 128
 _EXACT_IN_FLOAT32 = 1 << 24
@@ -106,6 +106,38 @@ def round_levels(
     return found
 
 
+def round_numbers(
+    weights: np.ndarray,
+    hessian: np.ndarray,
+    scale: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    *,
+    damping: float = 0.01,
+    activation_order: bool = True,
+    sweeps: int = 1,
+) -> np.ndarray:
+    """``round_codes`` for scales that differ from weight to weight: the numbers, float64, that the codes stand for.
+
+    ``weights``, ``scale`` and the bounds ``low`` and ``high`` of the multiples of ``scale`` are (groups, rows,
+    columns), or broadcast to it.
+    """
+    columns = weights.shape[-1]
+    damped = _damped(hessian, damping)
+    strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
+    order = np.argsort(-strength, kind="stable") if activation_order else np.arange(columns)
+    damped = damped[:, order[:, None], order]
+    by_column = [np.swapaxes(np.broadcast_to(one, weights.shape)[..., order], 1, 2) for one in (scale, low, high)]
+    wanted = np.ascontiguousarray(np.swapaxes(weights[..., order], 1, 2), dtype=np.float64)
+    grid = _Grid(*by_column)
+    numbers = _nearest_plane(wanted, damped, grid)
+    for _ in range(sweeps):
+        _descend(wanted, damped, grid, numbers)
+    found = np.empty(weights.shape)
+    found[..., order] = np.swapaxes(numbers, 1, 2)
+    return found
+
+
 def output_error(errors: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """Mean square error of each result, (groups, rows), that weight errors (groups, rows, columns) make."""
     errors = errors.astype(np.float64, copy=False)
@@ -171,6 +203,19 @@ class _Bounds:
         most = np.minimum(PAIR_LIMIT - np.maximum(beside, 0), self._limit)
         least = np.maximum(-PAIR_LIMIT - np.minimum(beside, 0), -self._limit)
         return np.asarray(np.rint(np.clip(ideal, least, most)))
+
+
+class _Grid:
+    """Rounds a column to multiples of its scales; (groups, columns, rows) each."""
+
+    def __init__(self, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        self._scale = np.ascontiguousarray(scale, dtype=np.float64)
+        self._low, self._high = np.ascontiguousarray(low), np.ascontiguousarray(high)
+
+    def round(self, ideal: np.ndarray, codes: np.ndarray, index: int, known: int) -> np.ndarray:
+        """The nearest numbers of column ``index``."""
+        scale = self._scale[:, index]
+        return np.asarray(np.clip(np.rint(ideal / scale), self._low[:, index], self._high[:, index]) * scale)
 
 
 def _damped(hessian: np.ndarray, damping: float) -> np.ndarray:
