@@ -8,7 +8,7 @@ from qir.diff.changes import Change, ChangeKind, Detail, NodeRef, QuantizationCh
 from qir.diff.describe import Describer, content_text
 from qir.diff.folding import Note
 from qir.diff.matching import match_graphs
-from qir.diff.neighbours import GraphMatch
+from qir.diff.neighbours import GraphMatch, explained
 from qir.diff.quantization import (
     Notes,
     folded_nodes,
@@ -321,12 +321,31 @@ class _Pairs:
     def _details(self, x: int, y: int) -> list[Detail]:
         a, b = self.m.a, self.m.b
         details: list[Detail] = []
+        if a.labels[x] == b.labels[y] and self._reads_the_same(x, y):
+            return details
         if a.ops[x] != b.ops[y]:
             details.append(Detail("op", "", self.owner.old.op(a, x), self.owner.new.op(b, y)))
         if a.labels[x] != b.labels[y]:
             details += _attribute_details(a, x, b, y, len(details) > 0)
         details += self._operands(x, y)
         return details
+
+    def _reads_the_same(self, x: int, y: int) -> bool:
+        """The quick answer for most nodes downstream of a change."""
+        m = self.m
+        slots_a, slots_b = m.a.slots[x], m.b.slots[y]
+        if len(slots_a) != len(slots_b):
+            return False
+        for one, two in zip(slots_a, slots_b, strict=True):
+            if one.index != two.index or one.note_key != two.note_key:
+                return False
+            content_a, content_b = m.a.values[one.value], m.b.values[two.value]
+            if content_a.constant is not None:
+                if content_a.key != content_b.key or content_b.constant is None:
+                    return False
+            elif not m.same_value(one.value, two.value):
+                return False
+        return True
 
     def _operands(self, x: int, y: int) -> Iterator[Detail]:
         m, owner = self.m, self.owner
@@ -453,7 +472,9 @@ class _Pairs:
         m = self.m
         for made_a, made_b in zip(m.a.results[x], m.b.results[y], strict=False):
             old, new = m.a.values[made_a].value, m.b.values[made_b].value
-            if old is None or new is None or old.is_output or not _types_conflict(old, new):
+            if old is None or new is None or old.type is None or new.type is None:
+                continue
+            if not _types_conflict(old, new) or old.is_output:
                 continue
             self.retyped.add(made_a)
             if m.down_a[x] != m.down_b[y] or any(slot.value in self.retyped for slot in m.a.slots[x]):
@@ -487,42 +508,6 @@ class _Pairs:
 def compare_graphs(comparison: Comparison, a: View, b: View) -> None:
     """The main graphs, or the bodies of one function."""
     comparison.graphs(a, b, {})
-
-
-def explained(m: GraphMatch, va: int, vb: int) -> bool:
-    """Whether two operands correspond: the same value, or what stood before a removed or stands behind an added node."""
-    if m.same_value(va, vb):
-        return True
-    content_a, content_b = m.a.values[va], m.b.values[vb]
-    removed = content_a.producer >= 0 and m.forward[content_a.producer] < 0
-    added = content_b.producer >= 0 and m.backward[content_b.producer] < 0
-    if not removed and not added:
-        return False
-    behind_a = _behind(m.a, m.forward, va)
-    behind_b = _behind(m.b, m.backward, vb)
-    # Nodes that read nothing but constants may stand for anything.
-    if not behind_a or not behind_b:
-        return True
-    return any(m.same_value(one, two) for one in behind_a for two in behind_b)
-
-
-def _behind(view: View, partner: list[int], value: int) -> list[int]:
-    """The value itself, or, where an unmatched node makes it, what that reads; through at most 64 such nodes."""
-    found: list[int] = []
-    work, seen = [value], {value}
-    while work and len(seen) < 256:
-        here = work.pop()
-        content = view.values[here]
-        if content.constant is not None:
-            continue
-        if content.producer < 0 or partner[content.producer] >= 0:
-            found.append(here)
-            continue
-        for slot in view.slots[content.producer]:
-            if slot.value not in seen:
-                seen.add(slot.value)
-                work.append(slot.value)
-    return found
 
 
 def metadata_details(old: object, new: object, prefix: str = "") -> list[Detail]:

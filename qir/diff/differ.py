@@ -266,4 +266,8 @@ def _collector_off() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                # What was made goes to the oldest generation; else the next small collection would visit all of it.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -20,6 +20,7 @@ import numpy as np
 from qir.diff.align import align, common_runs
 from qir.diff.hashing import canonical_order, down_ranks, ring_ranks, up_ranks
 from qir.diff.neighbours import GraphMatch, problems
+from qir.diff.refining import refine
 from qir.diff.view import CAPTURED, Content, Interner, View
 from qir.ir import Value
 
@@ -63,12 +64,13 @@ class _Matcher:
         up_a = up_ranks(a, m.order_a, a.strict, self.intern, exits_a)
         up_b = up_ranks(b, m.order_b, b.strict, self.intern, exits_b)
         self._pair_equal(list(zip(m.down_a, up_a, strict=True)), list(zip(m.down_b, up_b, strict=True)), several=True)
-        if self._finished():
+        if self._finished() and m.down_a == [m.down_b[y] for y in m.forward]:
             return
         self._pair_equal(m.down_a, m.down_b)
         self._pair_equal(up_a, up_b)
         self._spread(a.strict, b.strict, contents=True)
         self._rests()
+        refine(m)
 
     # Ranks
 
@@ -159,7 +161,7 @@ class _Matcher:
         """From every matched pair along its edges to nodes of equal labels; ``contents``: constants must hold the
         same."""
         m, a, b = self.m, self.a, self.b
-        work = [(x, y) for x, y in enumerate(m.forward) if y >= 0]
+        work = [(x, m.forward[x]) for x in self._border()]
 
         def fits(x: int, y: int) -> bool:
             if m.forward[x] >= 0 or m.backward[y] >= 0 or labels_a[x] != labels_b[y]:
@@ -191,6 +193,21 @@ class _Matcher:
                     if len(rivals) == 1:
                         self._pair(p, fitting[0])
                         work.append((p, fitting[0]))
+
+    def _border(self) -> list[int]:
+        """Matched nodes of ``a`` beside an unmatched one on either side."""
+        m = self.m
+        found: dict[int, None] = {}
+        for side, (view, partner) in enumerate(((self.a, m.forward), (self.b, m.backward))):
+            for node, mate in enumerate(partner):
+                if mate >= 0:
+                    continue
+                near = [view.values[slot.value].producer for slot in view.slots[node]]
+                near += [reader for made in view.results[node] for reader, _ in view.consumers[made]]
+                for other in near:
+                    if other >= 0 and partner[other] >= 0:
+                        found[other if side == 0 else partner[other]] = None
+        return list(found)
 
     def _rests(self) -> None:
         if self._finished():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qir.diff.view import Content, View
 
-__all__ = ["Around", "GraphMatch", "around", "problems"]
+__all__ = ["Around", "GraphMatch", "around", "explained", "problems"]
 
 _REACH = 64
 """Nodes without a counterpart that are looked through for what lies behind them."""
@@ -90,6 +90,42 @@ def _place(match: GraphMatch, side: int, value: int, content: Content, partner: 
         mate = partner[producer]
         return (side, producer) if mate < 0 else ("made", producer if side == 0 else mate, content.index)
     return ("leaf", (match.leaf_a, match.leaf_b)[side][value]) if content.constant is None else None
+
+
+def explained(m: GraphMatch, va: int, vb: int) -> bool:
+    """Whether two operands correspond: the same value, or what stood before a removed or stands behind an added node."""
+    if m.same_value(va, vb):
+        return True
+    content_a, content_b = m.a.values[va], m.b.values[vb]
+    removed = content_a.producer >= 0 and m.forward[content_a.producer] < 0
+    added = content_b.producer >= 0 and m.backward[content_b.producer] < 0
+    if not removed and not added:
+        return False
+    behind_a = _behind(m.a, m.forward, va)
+    behind_b = _behind(m.b, m.backward, vb)
+    # Nodes that read nothing but constants may stand for anything.
+    if not behind_a or not behind_b:
+        return True
+    return any(m.same_value(one, two) for one in behind_a for two in behind_b)
+
+
+def _behind(view: View, partner: list[int], value: int) -> list[int]:
+    """The value itself, or, where an unmatched node makes it, what that reads; through at most 64 such nodes."""
+    found: list[int] = []
+    work, seen = [value], {value}
+    while work and len(seen) < 256:
+        here = work.pop()
+        content = view.values[here]
+        if content.constant is not None:
+            continue
+        if content.producer < 0 or partner[content.producer] >= 0:
+            found.append(here)
+            continue
+        for slot in view.slots[content.producer]:
+            if slot.value not in seen:
+                seen.add(slot.value)
+                work.append(slot.value)
+    return found
 
 
 @dataclass(slots=True)

@@ -86,11 +86,13 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
     for side, (mine, theirs) in enumerate(((match.b, match.a), (match.a, match.b))):
         partner = (match.backward, match.forward)[side]
         others = (match.forward, match.backward)[side]
+        telling = [(n, sources) for n, node in enumerate(mine.nodes) if (sources := _foreign_sources(node))]
+        if not telling:
+            continue
         names: dict[str, int] = {}
         for number, node in enumerate(theirs.nodes):
             names[node.name] = -1 if node.name in names else number
-        for number, node in enumerate(mine.nodes):
-            sources = _foreign_sources(node)
+        for number, sources in telling:
             found = [names[s] for s in sources if names.get(s, -1) >= 0]
             # A source that has a counterpart of its own was not replaced, unless that is this very node.
             found = [n for n in found if others[n] < 0 or others[n] == number]
@@ -140,9 +142,8 @@ def _grow(match: GraphMatch, regions: list[Region]) -> None:
 
 def _foreign_sources(node: Node) -> list[str]:
     """What it says it stands for, where that is more than its own name."""
-    if isinstance(node.provenance, str) and node.provenance == node.name:
-        return []
-    return node.sources
+    provenance = node.provenance
+    return [] if provenance == node.name or provenance == () else node.sources
 
 
 def _components(match: GraphMatch, side: int, nodes: list[int]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,15 +35,14 @@ class Interner:
         return self._numbers.setdefault(key, len(self._numbers))
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One operand: which (input index, or ``CAPTURED`` + n), the number of its value in the view, how it is stored."""
+class Slot(NamedTuple):
+    """One operand: which (input index, or ``CAPTURED`` + n), the number of its value in the view, how it is stored
+    (``note_key``: equal for notes that say the same, 0 for none)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # no one looks for an operand in an operand
     value: int
     note: Note | None
     note_key: int
-    """Equal for notes that say the same, 0 for none."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,154 @@
+"""Second thoughts: pairs that agree upstream but make their readers differ are exchanged where that leaves fewer changes.
+
+Of two equal operators in a row one was removed, and equal computations upstream say which nothing can tell; or two
+constants were exchanged, and what is computed from them seems to have moved. The readers tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qir.diff.neighbours import GraphMatch, explained
+from qir.diff.view import CAPTURED
+
+__all__ = ["refine"]
+
+_ROUNDS = 4
+_MOST = 400
+"""Nodes with differing operands that are looked at a round."""
+_CONTENT = 0.6
+"""What a constant with another content costs; a node that differs costs 1, and so does one without a counterpart."""
+_REACH = 6
+
+Move = list[tuple[int, int]]
+"""Pairs to make; what they were paired with before is left alone unless another of the pairs takes it. (x, -1) and
+(-1, y) leave a node alone."""
+
+
+def refine(m: GraphMatch) -> None:
+    """Exchange pairs of the matching while that leaves fewer changes."""
+    suspects = [x for x, y in enumerate(m.forward) if y >= 0 and m.down_a[x] != m.down_b[y]]
+    for _ in range(_ROUNDS):
+        bad = [x for x in suspects if m.forward[x] >= 0 and any(_unexplained(m, x))][:_MOST]
+        touched: set[int] = set()
+        for x in bad:
+            touched |= _improve(m, x)
+        if not touched:
+            return
+        suspects = [*bad, *touched]
+
+
+def _unexplained(m: GraphMatch, x: int) -> Iterator[tuple[int, int]]:
+    """(value of a, value of b) of the operands of a pair that do not correspond."""
+    others = {slot.index: slot.value for slot in m.b.slots[m.forward[x]]}
+    for slot in m.a.slots[x]:
+        other = others.get(slot.index)
+        if other is not None and slot.index < CAPTURED and not explained(m, slot.value, other):
+            yield slot.value, other
+
+
+def _improve(m: GraphMatch, x: int) -> set[int]:
+    """Make the best move for one node with differing operands; returns the nodes of ``a`` around it, none if none
+    helps."""
+    if m.forward[x] < 0:
+        return set()
+    for va, vb in list(_unexplained(m, x)):
+        best: tuple[float, Move] | None = None
+        for move in _moves(m, m.a.values[va].producer, m.b.values[vb].producer):
+            gain = _gain(m, move)
+            if gain > 0.01 and (best is None or gain > best[0]):
+                best = gain, move
+        if best is not None:
+            around = _around(m, best[1])[0]
+            _apply(m, best[1])
+            return around
+    return set()
+
+
+def _moves(m: GraphMatch, p: int, q: int) -> Iterator[Move]:
+    """``p`` makes the operand of ``a``, ``q`` that of ``b``; -1 where no node does."""
+    if p >= 0 and q >= 0 and m.a.op_keys[p] == m.b.op_keys[q]:
+        mate, rival = m.forward[p], m.backward[q]
+        move = [(p, q)]
+        if mate >= 0 and rival >= 0 and m.b.op_keys[mate] == m.a.op_keys[rival]:
+            move.append((rival, mate))
+        yield move
+    if p >= 0 and m.forward[p] >= 0:
+        for other in _twins(m, 0, p):
+            yield [(other, m.forward[p]), (p, -1)]
+    if q >= 0 and m.backward[q] >= 0:
+        for other in _twins(m, 1, q):
+            yield [(m.backward[q], other), (-1, q)]
+
+
+def _twins(m: GraphMatch, side: int, node: int) -> list[int]:
+    """Nodes without a counterpart near a node, with its label."""
+    view, partner = ((m.a, m.forward), (m.b, m.backward))[side]
+    found, work, seen = [], [(node, 0)], {node}
+    while work:
+        here, distance = work.pop(0)
+        near = [view.values[slot.value].producer for slot in view.slots[here]]
+        near += [reader for made in view.results[here] for reader, _ in view.consumers[made][:16]]
+        for other in near:
+            if other < 0 or other in seen:
+                continue
+            seen.add(other)
+            if partner[other] < 0 and view.strict[other] == view.strict[node]:
+                found.append(other)
+            if distance + 1 < _REACH and view.strict[other] == view.strict[node]:
+                work.append((other, distance + 1))
+    return found
+
+
+def _gain(m: GraphMatch, move: Move) -> float:
+    """By how much a move lowers the cost of the nodes around it."""
+    nodes = _around(m, move)
+    before = _cost(m, *nodes)
+    undo = _apply(m, move)
+    after = _cost(m, *nodes)
+    for x, y in undo[0]:
+        m.forward[x] = y
+    for y, x in undo[1]:
+        m.backward[y] = x
+    return before - after
+
+
+def _around(m: GraphMatch, move: Move) -> tuple[set[int], set[int]]:
+    """Nodes of either graph whose cost a move may change: those of it, their partners and all readers."""
+    nodes_a = {x for x, _ in move if x >= 0} | {m.backward[y] for _, y in move if y >= 0 and m.backward[y] >= 0}
+    nodes_b = {y for _, y in move if y >= 0} | {m.forward[x] for x in nodes_a if m.forward[x] >= 0}
+    nodes_a |= {reader for x in nodes_a for made in m.a.results[x] for reader, _ in m.a.consumers[made][:256]}
+    readers_b = {reader for y in nodes_b for made in m.b.results[y] for reader, _ in m.b.consumers[made][:256]}
+    nodes_a |= {m.backward[y] for y in readers_b if m.backward[y] >= 0}
+    return nodes_a, nodes_b
+
+
+def _apply(m: GraphMatch, move: Move) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Returns what undoes it."""
+    xs = {x for x, _ in move if x >= 0} | {m.backward[y] for _, y in move if y >= 0 and m.backward[y] >= 0}
+    ys = {y for _, y in move if y >= 0} | {m.forward[x] for x in xs if m.forward[x] >= 0}
+    undo = [(x, m.forward[x]) for x in xs], [(y, m.backward[y]) for y in ys]
+    for x in xs:
+        m.forward[x] = -1
+    for y in ys:
+        m.backward[y] = -1
+    for x, y in move:
+        if x >= 0 and y >= 0:
+            m.forward[x], m.backward[y] = y, x
+    return undo
+
+
+def _cost(m: GraphMatch, nodes_a: set[int], nodes_b: set[int]) -> float:
+    cost = float(sum(m.backward[y] < 0 for y in nodes_b))
+    for x in nodes_a:
+        y = m.forward[x]
+        if y < 0:
+            cost += 1
+            continue
+        others = {slot.index: slot for slot in m.b.slots[y]}
+        cost += m.a.labels[x] != m.b.labels[y] or any(_unexplained(m, x))
+        for slot in m.a.slots[x]:
+            content, other = m.a.values[slot.value], others.get(slot.index)
+            if content.constant is not None and other is not None:
+                cost += _CONTENT * (m.b.values[other.value].key != content.key)
+    return cost
