@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ _GROWING = frozenset({"Exp", "Pow", "ReduceSumSquare", "ReduceL2", "ReduceProd",
 _SENSITIVE = frozenset({"Sqrt", "Reciprocal", "Log", "Div", "Pow", "Clip", "Max"})
 """What an epsilon was added for."""
 _LONG_SUM = 4096
+_ANGLE_DEPTH = 8
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ def plan_half(
         else:
             plan.reasons[node] = reason
     _spread_epsilons(plan, rules)
+    _spread_angles(plan)
     _join_islands(plan, keep_io)
     return plan
 
@@ -212,36 +214,79 @@ def _spread_epsilons(plan: HalfPlan, rules: _Rules) -> None:
                     work.append(reader)
 
 
-def _join_islands(plan: HalfPlan, keep_io: bool) -> None:
-    """Let light nodes between float32 neighbours stay float32 where that saves casts."""
-    work = [node for node in plan.model.graph.walk() if node in plan.half and _is_light(node)]
+def _spread_angles(plan: HalfPlan) -> None:
+    """What computes the angle of a sine stays float32 too: rounded, a large angle is another one."""
+    work = [(node, 0) for node in plan.model.graph.walk() if node.op in ("Sin", "Cos")]
+    seen: set[Node] = set()
     while work:
-        node = work.pop()
-        if node not in plan.half or not _is_light(node):
+        node, depth = work.pop()
+        for value in node.inputs:
+            maker = None if value is None else value.producer
+            if maker is None or maker in seen or depth == _ANGLE_DEPTH or _has_weight(maker):
+                continue
+            seen.add(maker)
+            work.append((maker, depth + 1))
+            if maker in plan.half:
+                plan.half.discard(maker)
+                plan.reasons[maker] = "angles are made of its results"
+
+
+def _has_weight(node: Node) -> bool:
+    return any(value is not None and value.tensor is not None and value.tensor.size > 4096 for value in node.inputs)
+
+
+def _join_islands(plan: HalfPlan, keep_io: bool) -> None:
+    """Let light nodes between float32 neighbours stay float32 where that saves casts: first what hangs together as a
+    whole, then what is left node by node."""
+    light = [node for node in plan.model.graph.walk() if node in plan.half and _is_light(node)]
+    seen: set[Node] = set()
+    for start in light:
+        if start in seen:
             continue
-        near_half = near_full = 0
-        neighbours: list[Node] = []
-        for use in node.uses:
-            value = None if use is None else use.value
-            if value is None or value.is_constant or value.dtype is not DType.FLOAT:
-                continue
-            if node.op in READS_ANY_TYPE:
-                continue
-            maker = value.producer
-            half = maker in plan.half if maker is not None else value.graph is plan.model.graph and not keep_io
-            near_half, near_full = near_half + half, near_full + (not half)
-            neighbours += [maker] if maker is not None else []
-        for value in node.outputs:
-            if value.dtype is not DType.FLOAT:
-                continue
-            readers = [use.node for use in value.uses if use.node is None or use.node.op not in READS_ANY_TYPE]
-            halves = [reader is not None and reader in plan.half for reader in readers]
-            halves = [half or (reader is None and not keep_io) for half, reader in zip(halves, readers, strict=True)]
-            near_half, near_full = near_half + any(halves), near_full + (not all(halves))
-            neighbours += [reader for reader in readers if reader is not None]
-        if near_half < near_full:
+        island, work = {start}, [start]
+        while work:
+            for other in _neighbours(work.pop()):
+                if other in plan.half and other not in island and _is_light(other):
+                    island.add(other)
+                    work.append(other)
+        seen |= island
+        if _prefers_full(plan, island, keep_io):
+            plan.half -= island
+    while light:
+        node = light.pop()
+        if node in plan.half and _is_light(node) and _prefers_full(plan, {node}, keep_io):
             plan.half.discard(node)
-            work += [other for other in neighbours if other in plan.half]
+            light += [other for other in _neighbours(node) if other in plan.half]
+
+
+def _prefers_full(plan: HalfPlan, island: set[Node], keep_io: bool) -> bool:
+    """Whether more float32 than 16-bit values cross the border of these nodes; a value counts once."""
+    near_half: set[Value] = set()
+    near_full: set[Value] = set()
+    for node in island:
+        for value in () if node.op in READS_ANY_TYPE else node.inputs:
+            if value is None or value.is_constant or value.dtype is not DType.FLOAT or value.producer in island:
+                continue
+            is_input = value.producer is None and value.graph is plan.model.graph
+            half = not keep_io if is_input else value.producer in plan.half
+            (near_half if half else near_full).add(value)
+        for value in node.outputs:
+            for use in value.uses if value.dtype is DType.FLOAT else ():
+                reader = use.node
+                if reader is None or (reader not in island and reader.op not in READS_ANY_TYPE):
+                    half = reader in plan.half or (reader is None and not keep_io and use.graph is plan.model.graph)
+                    (near_half if half else near_full).add(value)
+    return len(near_half) < len(near_full)
+
+
+def _neighbours(node: Node) -> Iterator[Node]:
+    """Makers and readers of a node's float32 values."""
+    for value in node.inputs:
+        if value is not None and value.dtype is DType.FLOAT and value.producer is not None:
+            yield value.producer
+    for value in node.outputs:
+        if value.dtype is DType.FLOAT:
+            yield from (use.node for use in value.uses if use.node is not None)
 
 
 def _is_light(node: Node) -> bool:

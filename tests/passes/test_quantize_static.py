@@ -1,0 +1,142 @@
+"""quantize-static: fp8 and 16-bit activations as QDQ, beside the reference arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from qir.codegen import to_bytes
+from qir.errors import DataError
+from qir.ir import DType, Model, StaticQuant, Tensor
+from qir.pipeline import Pipeline, PipelineResult
+from qir.quant.arithmetic import fake_quantize
+from qir.runtime.session import PLAIN, OrtRunner
+from qir.validation.metrics import sqnr_db
+from tests.passes.int8 import feeds, model, types
+
+DRAW = np.random.default_rng
+FLOAT8 = ["f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz"]
+NET = """
+graph net(%x: f32[N,8,10,10]) -> (%y) {
+  @w: f32[16,8,3,3] #1  @b: f32[16] #2  @v: f32[16,16,3,3] #3  @k: f32[144,12] #4  @l: f32[12] #5
+  %a = Conv(%x, @w, @b)
+  %r = Relu(%a)
+  %p = MaxPool(%r) {kernel_shape=[2, 2]}
+  %c = Conv(%p, @v) {pads=[1, 1, 1, 1]}
+  %s = Add(%c, %p)
+  %t = MaxPool(%s) {kernel_shape=[3, 3], strides=[2, 2]}
+  %f = Flatten(%t)
+  %y = Gemm(%f, @k, @l)
+}"""
+ATTENTION = """
+graph net(%x: f32[3,8,16]) -> (%y) {
+  @q: f32[16,16] #1  @k: f32[16,16] #2  @v: f32[16,16] #3
+  %a = MatMul(%x, @q)
+  %b = MatMul(%x, @k)
+  %t = Transpose(%b) {perm=[0, 2, 1]}
+  %s = MatMul(%a, %t)
+  %p = Softmax(%s)
+  %c = MatMul(%x, @v)
+  %y = MatMul(%p, %c)
+}"""
+
+
+def run(text: str, options: str, target: str = "ort-cpu", samples: int = 8) -> tuple[Model, PipelineResult]:
+    source = model(text, opset=21)
+    pipeline = Pipeline.parse(f"quantize-static{{{options}}},emit-qdq")
+    return source, pipeline.run(source, calibration=feeds(source, samples), target=target)
+
+
+def outputs(source: Model, plain: bool = False) -> list[np.ndarray]:
+    runner = OrtRunner(to_bytes(source), PLAIN) if plain else OrtRunner(to_bytes(source))
+    return [runner.run(feed)["y"] for feed in feeds(source)]
+
+
+@pytest.mark.parametrize("text", [NET, ATTENTION], ids=["cnn", "attention"])
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        *((f"activation={name} weight={name}", 18 if "e4m3" in name else 12) for name in FLOAT8),
+        ("activation=u16 weight=s8 results=true", 30),
+        ("activation=s16 weight=s8", 30),
+        ("activation=u16 weight=s16 results=true", 60),
+    ],
+)
+def test_it_loads_and_computes_the_same_with_optimisations_on(text: str, options: str, least: float) -> None:
+    source, result = run(text, options)
+    wanted, off, on = outputs(source), outputs(result.model, plain=True), outputs(result.model)
+    assert sqnr_db(wanted, off) > least
+    assert sqnr_db(off, on) > sqnr_db(wanted, off) + 10
+    assert any("emulated on ort-cpu" in remark.message for remark in result.remarks)
+
+
+@pytest.mark.parametrize("name", [*FLOAT8, "u16", "s16"])
+def test_the_numbers_are_those_of_the_reference_arithmetic(name: str) -> None:
+    weight = name if name.startswith("f8") else "s8"
+    source = model("graph net(%x: f32[N,24]) -> (%y) { @w: f32[24,10] #1 %y = MatMul(%x, @w) }", opset=21)
+    options = f"activation={name} weight={weight}"
+    annotated = Pipeline.parse(f"quantize-static{{{options}}}").run(source, calibration=feeds(source), target="other")
+    x_type, w_type = types(annotated.model, "MatMul")
+    assert isinstance(x_type, StaticQuant) and isinstance(w_type, StaticQuant)
+    assert (x_type.dtype.text, w_type.dtype.text, w_type.axis) == (name, weight, 1)
+    emitted = Pipeline.parse("emit-qdq").run(annotated.model).model
+    tensor = next(iter(source.graph.initializers)).tensor
+    assert tensor is not None
+    w = fake_quantize(tensor.numpy(), w_type)
+    for feed, got in zip(feeds(source), outputs(emitted, plain=True), strict=True):
+        np.testing.assert_allclose(got, fake_quantize(feed["x"], x_type) @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_scales_reach_the_largest_number() -> None:
+    source = model("graph net(%x: f32[N,4]) -> (%y) { @w: f32[4,3] #1 %y = MatMul(%x, @w) }", opset=21)
+    sample = [{"x": np.array([[1, -7, 2, 0.5]], np.float32)}]
+    for name, largest in (("f8e4m3fn", 448), ("f8e5m2", 57344), ("f8e4m3fnuz", 240)):
+        annotated = Pipeline.parse(f"quantize-static{{activation={name}}}").run(source, calibration=sample).model
+        operand = types(annotated, "Max", 1)[0] if any(n.op == "Max" for n in annotated.walk()) else None
+        assert operand is not None and operand.scale[0] == pytest.approx(7 / largest)
+
+
+def test_other_targets_get_plain_qdq() -> None:
+    _, result = run(NET, "", target="other")
+    ops = Counter(node.op for node in result.model.walk())
+    assert ops["Max"] == 0 and ops["QuantizeLinear"] == 3 and ops["DequantizeLinear"] == 6
+    assert not any("emulated" in remark.message for remark in result.remarks)
+    _, result = run(NET, "")
+    ops = Counter(node.op for node in result.model.walk())
+    assert ops["Max"] == 6 and ops["QuantizeLinear"] == 3
+
+
+def test_a_clean_relu_stays_beside_fp8() -> None:
+    """onnxruntime takes a quantizer of zero point 0 for one that starts at 0, and drops the Relu before it."""
+    source, result = run(NET, "")
+    assert sqnr_db(outputs(source), outputs(result.model)) > 18
+
+
+def test_biases() -> None:
+    _, result = run(NET, "activation=u16 weight=s8 results=true")
+    kinds = Counter(v.dtype for v in result.model.graph.initializers if len(v.shape or ()) == 1 and "b_q" in v.name)
+    assert kinds == {DType.INT32: 1}
+    _, result = run(NET, "")
+    assert next(v for v in result.model.graph.initializers if v.name == "b").dtype is DType.FLOAT
+
+
+def test_what_stays_float() -> None:
+    source = model(NET, opset=21)
+    with pytest.raises(DataError, match="no calibration data"):
+        Pipeline.parse("quantize-static").run(source)
+    result = Pipeline.parse("quantize-static{keep-float=Gemm}").run(source, calibration=feeds(source))
+    assert [r.message for r in result.remarks if r.subject == "y"] == [
+        "Gemm stays float: --keep-float says so ('Gemm')"
+    ]
+    weight = next(value for value in source.graph.initializers if value.name == "l")
+    weight.const = Tensor.of(np.full(12, 1e5, np.float32))
+    result = Pipeline.parse("quantize-static{activation=u16 weight=s8},emit-qdq").run(source, calibration=feeds(source))
+    assert sqnr_db(outputs(source), outputs(result.model)) > 60
+
+
+def test_scalars_beside_activations() -> None:
+    text = "graph net(%x: f32[2,8]) -> (%y) { @s: f32[] = 0.3 %a = Mul(%x, @s) @w: f32[8,8] #1 %y = MatMul(%a, @w) }"
+    source, result = run(text, "activation=u16 weight=s8 results=true")
+    assert sqnr_db(outputs(source), outputs(result.model)) > 30
