@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,7 +83,8 @@ class Calibrate(Pass):
             return result
         feeds = open_data(ctx.calibration, input_specs(model))
         narrowed: list[Value] = []
-        collected = collect(model, values, feeds, observe=self._observer(model, methods), progress=ctx.progress)
+        observers = {value: self._observer(methods[value], value.graph is not model.graph) for value in values}
+        collected = collect(model, values, feeds, observers=observers, progress=ctx.progress, executor=ctx.executor)
         for value, found in collected.items():
             seen, value.observed = _choose(self, methods[value], found)
             result.count("values")
@@ -110,17 +112,11 @@ class Calibrate(Pass):
         result.changed = True
         return result
 
-    def _observer(self, model: Model, methods: Mapping[Value, str]) -> Callable[[Value, np.ndarray], Found]:
+    def _observer(self, method: str, in_body: bool) -> Callable[[np.ndarray], Found]:
         """What is remembered of an array: no more than the method needs."""
-        graph, keep = model.graph, self.keep
-
-        def observe(value: Value, array: np.ndarray) -> Found:
-            method = methods[value]
-            if method == "minmax" or value.graph is not graph:
-                return MinMax.of(array)
-            return MovingRange.of(array, keep) if method == "moving-average" else Histogram.of(array)
-
-        return observe
+        if method == "minmax" or in_body:
+            return MinMax.of
+        return partial(MovingRange.of, keep=self.keep) if method == "moving-average" else Histogram.of
 
 
 def _choose(options: Calibrate, method: str, found: Found) -> tuple[MinMax, Interval]:

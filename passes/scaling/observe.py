@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
+from functools import partial
 
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
@@ -29,7 +28,5 @@ def observe_channels(
         raise DataError("no calibration data to look at channels: give samples with --calib, or calibration=...")
     feeds = spread(open_data(ctx.calibration, input_specs(model)), samples)
 
-    def observe(value: Value, array: np.ndarray) -> ChannelStatistics:
-        return ChannelStatistics.of(array, axes[value])
-
-    return collect(model, list(axes), feeds, observe=observe, progress=ctx.progress)
+    observers = {value: partial(ChannelStatistics.of, axis=axis) for value, axis in axes.items()}
+    return collect(model, list(axes), feeds, observers=observers, progress=ctx.progress, executor=ctx.executor)

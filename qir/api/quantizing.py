@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -67,6 +68,7 @@ def quantize(
     latency_seconds: float = 2.0,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
+    executor: Executor | None = None,
 ) -> QuantizationReport:
     """Quantize a float model, write it to ``output`` and measure it against the float model.
 
@@ -82,7 +84,8 @@ def quantize(
     are for folders of images, see ``qir.calibration.images``. ``format``: how quantization is spelled, ``qdq``,
     ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer
     inputs and outputs, ``uint8`` for all or ``NAME=uint8``; their scales are in the report and in the model's metadata.
-    ``latency_seconds`` 0 leaves the timing out.
+    ``latency_seconds`` 0 leaves the timing out. ``executor``: threads or processes that share the calibration samples;
+    the result is the same to the last byte.
 
     Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
     written then.
@@ -125,6 +128,7 @@ def quantize(
             target=target,
             reference=source,
             progress=watch,
+            executor=executor,
             instruments=[*instruments, recorder],
         )
 

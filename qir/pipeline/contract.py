@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -95,6 +96,7 @@ class PassContext:
     iterated again; None where the user gave none. ``target`` is the name of the runtime to compile for. A pass that
     wants its parts in the timing tree writes ``with ctx.timer.scope("weights"):``. ``numbering`` counts rewrites, and
     lets bisection stop after some of them: hand it to ``apply_rules``, or ask ``ctx.numbering.allow(rule, node)``.
+    ``executor``: workers that may run shards of the samples; None: this thread alone.
     """
 
     reference: Model | None = None
@@ -103,6 +105,7 @@ class PassContext:
     progress: Progress = field(default_factory=NoProgress)
     timer: Timer = field(default_factory=Timer)
     numbering: Numbering = field(default_factory=Numbering)
+    executor: Executor | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,15 @@ class Pipeline:
         progress: Progress | None = None,
         in_place: bool = False,
         numbering: Numbering | None = None,
+        executor: Executor | None = None,
     ) -> PipelineResult:
         """Run the passes over a copy of ``model`` (tensors are shared), or over ``model`` itself with ``in_place``.
 
         ``calibration`` yields feeds and must be iterable again. ``reference`` is the float model that passes compare
         with; by default ``model`` as given (with ``in_place`` a copy of it, made only where a pass is not exact).
         ``verify`` checks the IR before the first and after every pass. ``numbering`` counts the rewrites of all passes
-        and may limit them.
+        and may limit them. ``executor``: workers (threads or processes) among which calibration divides the samples;
+        the result is the same to the last bit.
 
         A pass that raises is undone. Its QirError comes out with the pass's name in front, anything else (a bug) with
         a note. What the passes before it did stays in an ``in_place`` model.
@@ -172,7 +175,9 @@ class Pipeline:
             exact = all(pass_.effect is Effect.EXACT for pass_ in self.passes)
             reference = model if not in_place else None if exact else model.clone()
         timer = Timer()
-        context = PassContext(reference, calibration, target, progress or NoProgress(), timer, numbering or Numbering())
+        context = PassContext(
+            reference, calibration, target, progress or NoProgress(), timer, numbering or Numbering(), executor
+        )
         watchers: list[Instrument] = [*_verification(verify), *instruments]
         result = PipelineResult(work, str(self), timing=timer.root)
         with collector_relaxed(), timer.new_scope("pipeline") as result.timing:

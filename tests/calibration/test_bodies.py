@@ -87,12 +87,13 @@ def test_a_branch_hands_out_every_number() -> None:
         def merge(self, other: Count) -> Count:
             return self
 
-    def observe(_: Value, numbers: np.ndarray) -> Count:
+    def observe(numbers: np.ndarray) -> Count:
         found.append(numbers)
         return Count()
 
     x = array(-3, 1, 2, 0)[None]
-    collect(source, [value(source, "a"), value(source, "b")], [{"p": np.array(True), "x": x}], observe=observe)
+    values = [value(source, "a"), value(source, "b")]
+    collect(source, values, [{"p": np.array(True), "x": x}], observers=dict.fromkeys(values, observe))
     assert [numbers.tolist() for numbers in found] == [[3, 1, 2, 0], []]
 
 
