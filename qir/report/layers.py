@@ -129,13 +129,25 @@ class ComparisonReport:
             return ["  no single node that would gain much in float or with another range"]
         now, then = self.outputs.sqnr_min_db, self.predicted_db
         assert then is not None
-        lines = [f"  advice: {now:.1f} dB -> about {then:.1f} dB at the worst output, with these lines of a recipe"]
+        lines = [f"  advice: {now:.1f} dB -> {_promise(then)} at the worst output, by these recipe lines"]
         for one in self.advice.suggestions:
-            lines.append(f"    # {one.op}: {one.gain_db:+.1f} dB predicted, {one.cost_percent:+.1f} % time estimated")
+            lines.append(f"    # {one.op}: {_gain(one.gain_db)} predicted, {one.cost_percent:+.1f} % time estimated")
             lines += [
                 f"    {line}" for line in Recipe((one.choice,)).to_toml().splitlines() if not line.startswith("#")
             ]
         return lines
+
+
+_FLAWLESS = 100.0
+"""dB from which on there is no error worth a number."""
+
+
+def _promise(db: float) -> str:
+    return "next to no error" if db > _FLAWLESS else f"about {db:.1f} dB"
+
+
+def _gain(db: float) -> str:
+    return "the rest" if db > _FLAWLESS else f"{db:+.1f} dB"
 
 
 def _harm(advice: Advice, layer: Layer) -> float | None:

@@ -60,7 +60,8 @@ class Suggestion:
     def choice(self) -> Choice:
         precision: Precision | None = next((one for one in PRECISIONS if one == self.precision), None)
         method: Method | None = next((one for one in METHODS if one == self.method), None)
-        why = f"{self.gain_db:+.1f} dB predicted, {self.cost_percent:+.1f} % time estimated"
+        gain = f"{self.gain_db:+.1f} dB" if self.gain_db < 100 else "the rest"
+        why = f"{gain} predicted, {self.cost_percent:+.1f} % time estimated"
         return Choice(self.node, precision, "qir compare", method, why)
 
     @property

@@ -79,12 +79,11 @@ def align(reference: Model, quantized: Model) -> Alignment:
     _by_structure(reference, quantized, pairs)
     merged = {result: _operator(result) for result in pairs if _stored(result) is not None}
     hidden = {operator.output for result, operator in merged.items() if operator is not result.producer}
+    nodes_of = {result: value.producer for result, value in pairs.items()}
     pairs = {result: value for result, value in pairs.items() if result not in hidden}
     images = {_image(result): value for result, value in pairs.items()}
-    images |= {value: value for value in quantized.graph.inputs}
     own = {value.name: value for value in reference.graph.inputs}
     images |= {value: own[value.name] for value in quantized.graph.inputs if value.name in own}
-    nodes_of = {result: value.producer for result, value in pairs.items()}
     by_source = {source: node for node in reference.graph.nodes for source in node.sources}
     found = Alignment(bodies=sum(len(list(body.walk())) for node in quantized.graph.nodes for body in node.bodies))
     covered: set[Node] = set()
@@ -93,7 +92,7 @@ def align(reference: Model, quantized: Model) -> Alignment:
             if result not in pairs:
                 continue
             operator = merged.get(result, node)
-            source = nodes_of.get(operator.output) or _source_node(operator, by_source) or pairs[result].producer
+            source = _source_node(operator, by_source) or nodes_of.get(operator.output) or pairs[result].producer
             assert source is not None
             segment = _segment(result, images)
             covered.update(segment)
@@ -145,9 +144,12 @@ def _by_structure(reference: Model, quantized: Model, pairs: dict[Value, Value])
     ours = {value.name: value for value in reference.graph.inputs}
     to_float = {value: ours[value.name] for value in quantized.graph.inputs if value.name in ours}
     to_float |= pairs
+    sources = {source for node in reference.graph.nodes for source in node.sources}
     for node in quantized.graph.nodes:
         if node.op in (_Q, _DQ) or not node.outputs or node.outputs[0] in to_float:
             continue
+        if len(sources.intersection(node.sources)) > 1:
+            continue  # it stands for several: what it computes is no node's result
         candidates = waiting.get((node.op, _operands(node, to_float)), [])
         if candidates:
             best = max(candidates, key=lambda candidate: _likeness(candidate, node))
@@ -218,7 +220,7 @@ def _stored(result: Value) -> Node | None:
     operator = _operator(result)
     if operator.op in _LINEAR or operator.op in (_Q, _DQ):
         return None
-    return reader if any(_is_dequantized(value) for value in operator.inputs) else None
+    return reader if _computes_on_codes(operator) else None
 
 
 def _operator(result: Value) -> Node:
@@ -256,7 +258,7 @@ def _kind(operator: Node, segment: Iterable[Node], stored: bool) -> Kind:
     ops = {node.op for node in segment}
     if any(op.startswith("Dynamic") or op in ("MatMulInteger", "ConvInteger") for op in ops):
         return "dynamic"
-    if stored or _Q in ops or any(_is_dequantized(value) for value in operator.inputs):
+    if stored or _Q in ops or _computes_on_codes(operator):
         return "static"
     return "weights" if _DQ in ops or any("NBits" in op or "BlockQuantized" in op for op in ops) else "float"
 
@@ -271,7 +273,15 @@ def _only_moves(operator: Node, stored: Node | None) -> bool:
 
 
 def _on_integers(node: Node) -> bool:
-    return node.op not in (_Q, _DQ) and any(_is_dequantized(value) for value in node.inputs)
+    return node.op not in (_Q, _DQ) and _computes_on_codes(node)
+
+
+def _computes_on_codes(node: Node) -> bool:
+    """It reads dequantized activations, and no weight that was left in float."""
+    weights = [value.tensor for value in node.inputs if value is not None and value.tensor is not None]
+    if any(weight.dtype is DType.FLOAT and len(weight.shape) >= 2 for weight in weights):
+        return False
+    return any(_is_dequantized(value) for value in node.inputs)
 
 
 # Small questions
