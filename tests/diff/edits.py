@@ -163,7 +163,9 @@ def _readers(graph: GraphProto) -> dict[str, list[tuple[NodeProto, int]]]:
 
 def _captured(graph: GraphProto) -> set[str]:
     """Names that bodies inside read from this graph or from further out."""
-    return {name for node in graph.node for body in bodies(node) for name in reads(helper.make_node("If", [], [], b=body))}
+    return {
+        name for node in graph.node for body in bodies(node) for name in reads(helper.make_node("If", [], [], b=body))
+    }
 
 
 def _fresh(model: ModelProto, rng: random.Random) -> str:
@@ -241,9 +243,7 @@ def change_attribute(model: ModelProto, rng: random.Random, *, inside: bool = Fa
     if graph is None:
         return None
     kinds = (AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.INTS, AttributeProto.FLOATS)
-    places = [
-        (node, a) for node in graph.node if node.op_type != "Constant" for a in node.attribute if a.type in kinds
-    ]
+    places = [(node, a) for node in graph.node if node.op_type != "Constant" for a in node.attribute if a.type in kinds]
     if not places:
         return None
     _, attribute = rng.choice(places)
