@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qir.api.emission import with_format, with_integer_io, write_session_options
+from qir.api.manifest import write_manifest
 from qir.api.opaque import first_opaque_node, split
 from qir.calibration.data import DataSource, hold_out, is_random, open_data
 from qir.calibration.images import Images
@@ -38,7 +39,7 @@ from qir.validation.golden import GoldenSet, check_all_against, open_golden
 from qir.validation.metrics import Comparison
 from qir.validation.tasks import Metric, UserFunction, open_metric
 
-__all__ = ["quantize"]
+__all__ = ["current_versions", "quantize"]
 
 _LATENCY_SAMPLES = 8
 _SQNR_MARGIN = 1.0
@@ -66,6 +67,7 @@ def quantize(
     format: str | None = None,
     io_dtype: Sequence[str] = (),
     latency_seconds: float = 2.0,
+    manifest: bool = False,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
     executor: Executor | None = None,
@@ -84,12 +86,31 @@ def quantize(
     are for folders of images, see ``qir.calibration.images``. ``format``: how quantization is spelled, ``qdq``,
     ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer
     inputs and outputs, ``uint8`` for all or ``NAME=uint8``; their scales are in the report and in the model's metadata.
+    ``manifest``: write ``OUTPUT.qir.json`` too, with which ``qir quantize --replay`` makes the same file again.
     ``latency_seconds`` 0 leaves the timing out. ``executor``: threads or processes that share the calibration samples;
     the result is the same to the last byte.
 
     Raises ModelError, DataError, OptionError, UnsupportedError (an already quantized model) or OutputError; nothing is
     written then.
     """
+    arguments = {
+        "model": model,
+        "calibration": calibration,
+        "golden": golden,
+        "preset": preset,
+        "target": target,
+        "keep_float": tuple(keep_float),
+        "recipe": recipe,
+        "settings": tuple(settings),
+        "input_range": tuple(input_range),
+        "min_sqnr": min_sqnr,
+        "max_drop": max_drop,
+        "metric": metric,
+        "preprocess": preprocess,
+        "labels": labels,
+        "format": format,
+        "io_dtype": tuple(io_dtype),
+    }
     output = None if output is None else Path(output)
     if output is not None:
         _check_writable(output)
@@ -175,11 +196,13 @@ def quantize(
         synthetic=is_random(calibration) or is_random(golden),
         session_options=options,
         integer_io=read_io(result.model.metadata),
-        versions=_versions(),
+        versions=current_versions(),
     )
     if output is not None:
         if report.passed:
             save(result.model, output)
+            if manifest:
+                write_manifest(output, arguments, result.pipeline, report.versions)
         else:
             report.output = None
     return report
@@ -381,7 +404,8 @@ def _size(model: Model) -> int:
     return model_message(model).size
 
 
-def _versions() -> dict[str, str]:
+def current_versions() -> dict[str, str]:
+    """What a report and a manifest name: qir, Python, and the packages that compute."""
     import platform
     from importlib.metadata import version
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qir.cli.options import JsonFlag, print_json, write_text
+from qir.errors import OptionError
 
 __all__ = ["quantize"]
 
@@ -26,8 +28,12 @@ class Effort(enum.Enum):
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where to write the quantized model.")],
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where to write the quantized model.")
+    ] = None,
     calib: Annotated[
         str | None,
         typer.Option(
@@ -108,6 +114,13 @@ def quantize(
             help="Integer inputs and outputs: uint8 for all, image=uint8 for one (may be repeated).",
         ),
     ] = None,
+    manifest: Annotated[
+        bool, typer.Option(help="Write OUT.qir.json, which says what made the model and can make it again.")
+    ] = True,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.qir.json", help="Run a recorded run again, alone or with -o; exit 1 on other bytes."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Quantize a model and measure the result.
@@ -120,6 +133,13 @@ def quantize(
     from qir.pipeline.progress import progress_bar
     from qir.report.quantization import RANDOM_WARNING
 
+    if replay is not None:
+        if model is not None or calib is not None:
+            raise OptionError("--replay takes model, data and options from the manifest: give it alone, or with -o OUT")
+        _replay(replay, output)
+        return
+    if model is None or output is None:
+        raise OptionError("give the MODEL to quantize and -o OUT, as in 'qir quantize m.onnx --calib s.npz -o q.onnx'")
     with progress_bar(sys.stderr) as (progress, bars):
         report = run(
             model,
@@ -139,6 +159,7 @@ def quantize(
             labels=labels,
             format=format,
             io_dtype=io_dtype or (),
+            manifest=manifest,
             progress=progress,
             instruments=bars,
         )
@@ -150,3 +171,27 @@ def quantize(
         typer.echo(str(report).replace(RANDOM_WARNING, typer.style(RANDOM_WARNING, fg="red", bold=True)))
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _replay(manifest: Path, output: Path | None) -> None:
+    """Make a model again, and compare its bytes with those of the recorded run."""
+    from qir.api.manifest import read_manifest, replay_arguments
+    from qir.api.quantizing import current_versions
+    from qir.api.quantizing import quantize as run
+    from qir.pipeline.progress import progress_bar
+
+    recorded = read_manifest(manifest)
+    arguments = replay_arguments(recorded)
+    for name, version in recorded.versions.items():
+        now = current_versions().get(name)
+        if now != version:
+            typer.echo(f"warning: the recorded run had {name} {version}, this one has {now}", err=True)
+    with tempfile.TemporaryDirectory(prefix="qir-replay-") as folder:
+        written = output or Path(folder) / next(iter(recorded.outputs))
+        with progress_bar(sys.stderr) as (progress, bars):
+            run(arguments.pop("model"), written, **arguments, latency_seconds=0, progress=progress, instruments=bars)
+        changed = recorded.changed(written) if written.exists() else [written.name]
+    if changed:
+        typer.echo(f"other bytes than in the recorded run: {', '.join(changed)}")
+        raise typer.Exit(1)
+    typer.echo("the same bytes as in the recorded run" + (f", written to {str(output)!r}" if output else ""))
