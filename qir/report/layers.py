@@ -15,7 +15,7 @@ from qir.validation.metrics import Comparison, finite_db
 __all__ = ["COLUMNS", "ComparisonReport"]
 
 COLUMNS = ("node", "op", "own dB", "all dB", "cosine", "LSB", "clip %", "levels")
-_WIDTHS = (26, 9, 6, 6, 7, 6, 6, 7)
+_WIDTHS = (24, 9, 6, 6, 7, 6, 6, 7)
 _SHOWN = 12
 
 
