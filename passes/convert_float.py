@@ -10,6 +10,7 @@ import numpy as np
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
+from qir.errors import UnsupportedError
 from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, Tensor, TensorType, Use, Value
 from qir.passes.half_plan import MASK, READS_ANY_TYPE, HalfPlan, plan_half
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -61,6 +62,8 @@ class ConvertFloat(Pass):
         dtype = _DTYPES[self.dtype]
         keep = Recipe().with_float(self.keep_float).resolve(model)
         if self.form == "storage":
+            if dtype is DType.BFLOAT16 and (model.opset() or 0) < 13:
+                raise UnsupportedError(f"bf16 needs opset 13, the model has {model.opset()}: run 'convert-opset' first")
             self._store(model, dtype, result)
         else:
             plan = plan_half(model, dtype, self._seen(model, ctx), keep, keep_io=self.keep_io)

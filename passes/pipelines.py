@@ -27,7 +27,7 @@ __all__ = [
 OPTIMIZE = Preset(
     "optimize",
     # Twice at first: what is plain lets more sizes be known, and the other way round.
-    "canonicalize,fold-constants,canonicalize,fold-constants,fuse,canonicalize",
+    "inline-functions,canonicalize,fold-constants,canonicalize,fold-constants,fuse,canonicalize",
     "Exact clean-up and fusion: the same function in fewer nodes.",
 )
 
@@ -102,7 +102,7 @@ FP16_WEIGHTS = Preset(
 
 BF16 = Preset(
     "bf16",
-    f"{_CLEAN},convert-float{{dtype=bf16 form=storage}}",
+    f"{_STORED},convert-float{{dtype=bf16 form=storage}}",
     "Weights stored as bf16 and widened when the model is loaded; form=compute is for runtimes with bf16 kernels.",
 )
 
