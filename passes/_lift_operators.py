@@ -271,6 +271,26 @@ def _dynamic_lstm(node: Node, lifting: Lifting) -> None:
     )
 
 
+def _attention(node: Node, lifting: Lifting) -> None:
+    """QAttention: input, weight, bias, input_scale, weight_scale, mask_index, input and weight zero points, past."""
+    source = lifting.codes.get(node.input(0))  # type: ignore[arg-type]
+    weight = node.input(1)
+    if source is None or weight is None or source.scale is None or node.input(3) is not source.scale:
+        raise NotLiftable("its activation is no result of DynamicQuantizeLinear")
+    if node.input(6) is not source.zero:
+        raise NotLiftable("its zero point is not that of its activation's quantizer")
+    quant = _column_type(node, 4, 7, 1)
+    if node.input(7) is None:
+        quant = StaticQuant(quant.dtype, quant.scale, (0,), quant.axis)
+    operands = [source.value, lifting.weight(weight, quant), node.input(2), node.input(5), node.input(8)]
+    while operands[-1] is None:
+        operands.pop()
+    lifting.replace(
+        node, "Attention", operands, _attributes(node), {0: source.quant, 1: quant}, [None] * len(node.outputs),
+        domain="com.microsoft", kernel="QAttention",
+    )  # fmt: skip
+
+
 def _weight_only_product(node: Node, lifting: Lifting) -> None:
     """MatMulNBits: B [N, blocks, bytes] packs the weight's columns; low bits first."""
     k, n, bits, block = (node.get(name) for name in ("K", "N", "bits", "block_size"))
@@ -361,5 +381,6 @@ CONTRIB_OPERATORS: Mapping[str, Handler] = {
     "DynamicQuantizeMatMul": _dynamic_product,
     "MatMulIntegerToFloat": _product_to_float,
     "DynamicQuantizeLSTM": _dynamic_lstm,
+    "QAttention": _attention,
     "MatMulNBits": _weight_only_product,
 }

@@ -29,7 +29,7 @@ from qir.quant.arithmetic import quantize
 __all__ = ["EmitDynamic", "bias_behind", "drop_unused"]
 
 _CONTRIB = "com.microsoft"
-_DYNAMIC_LSTM = "DynamicQuantizeLSTM"
+_DYNAMIC_LSTM, _ATTENTION = "DynamicQuantizeLSTM", "QAttention"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class EmitDynamic(Pass):
                 emitter.linear(node)
             elif node.kernel == "dynamic":
                 emitter.standard_linear(node)
+            elif node.kernel == _ATTENTION:
+                emitter.attention(node)
             elif node.kernel == _DYNAMIC_LSTM:
                 emitter.recurrent(node)
             elif node.kernel == "integer" and node.op == "Gather" and _reads_typed_table(node):
@@ -187,6 +189,28 @@ class _Emitter:
             node.set_op("Add")
             node.set_inputs([scaled, bias])
         drop_unused(old)
+
+    def attention(self, node: Node) -> None:
+        """Operands of Attention: input, weights, bias, mask_index, past."""
+        weight = node.use(1)
+        assert weight is not None
+        quant = _static(weight)
+        codes, scale, zero = self._dynamic_operand(node)
+        table = self._codes(weight.value, quant, transposed=False)
+        weight_scale = self._scale(weight.value, quant, (len(quant.scale),) if quant.axis is not None else ())
+        operands = [
+            codes, table, node.input(2), scale, weight_scale, node.input(3), zero,
+            self._weight_zero(weight.value, quant), node.input(4),
+        ]  # fmt: skip
+        while operands[-1] is None:
+            operands.pop()
+        old = weight.value
+        _clear(node)
+        node.set_op(_ATTENTION, _CONTRIB)
+        node.set_inputs(operands)
+        drop_unused([old])
+        self.contrib = True
+        self.result.count("attention")
 
     def recurrent(self, node: Node) -> None:
         operands = list(node.inputs) + [None] * (8 - len(node.inputs))

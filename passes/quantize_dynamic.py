@@ -11,8 +11,13 @@ from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.recipe import Recipe
 from qir.targets import Form, Target
-from qir.targets.kernels import make_dynamic, make_dynamic_conv, make_lookup, make_recurrent
-from qir.targets.regions import plan_regions, reason_against_dynamic, reason_against_dynamic_conv
+from qir.targets.kernels import make_attention, make_dynamic, make_dynamic_conv, make_lookup, make_recurrent
+from qir.targets.regions import (
+    plan_regions,
+    reason_against_attention,
+    reason_against_dynamic,
+    reason_against_dynamic_conv,
+)
 
 __all__ = ["QuantizeDynamic"]
 
@@ -62,6 +67,8 @@ class QuantizeDynamic(Pass):
                 rule = plan.integer.get(node)
                 if node.domain == "" and node.op in ("MatMul", "Gemm", "Conv"):
                     reason = keep_float(node) or self._annotate(node, target)
+                elif (node.domain, node.op) == ("com.microsoft", "Attention"):
+                    reason = keep_float(node) or self._attention(node, target)
                 elif rule is not None and rule.form is Form.RECURRENT:
                     make_recurrent(node, target)
                     reason = None
@@ -81,9 +88,20 @@ class QuantizeDynamic(Pass):
                     result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
         return result
 
+    @staticmethod
+    def _attention(node: Node, target: Target) -> str | None:
+        if not target.dynamic_linear:
+            return f"{target.name} has no kernels that quantize at run time"
+        reason = reason_against_attention(node)
+        if reason is None:
+            make_attention(node)
+        return reason
+
     def _annotate(self, node: Node, target: Target) -> str | None:
         """Annotate a linear operator or convolution, or say why not."""
         if node.op != "Conv":
+            if not target.dynamic_linear:
+                return f"{target.name} has no kernels that quantize at run time"
             reason = reason_against_dynamic(node)
             if reason is None:
                 make_dynamic(node, target)
@@ -96,9 +114,10 @@ class QuantizeDynamic(Pass):
         return reason
 
 
-_HEAVY = frozenset({"ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "Einsum"})
+_HEAVY = frozenset({"ConvTranspose", "LSTM", "GRU", "RNN", "MultiHeadAttention", "GroupQueryAttention", "Einsum"})
 _DONE = {
     "dynamic": "quantizes its input at run time",
     "integer": "reads its table as integers",
     "DynamicQuantizeLSTM": "runs as DynamicQuantizeLSTM",
+    "QAttention": "runs as QAttention",
 }

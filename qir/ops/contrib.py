@@ -97,6 +97,19 @@ CONTRIB: Mapping[str, ContribOp] = {
         },
         required="K N block_size",
     ),
+    "QAttention": _op(
+        "input weight bias input_scale weight_scale mask_index? input_zero_point? weight_zero_point? past? "
+        "-> output present?",
+        {
+            "num_heads": AttrKind.INT,
+            "unidirectional": 0,
+            "past_present_share_buffer": 0,
+            "do_rotary": 0,
+            "mask_filter_value": -10000.0,
+            "scale": AttrKind.FLOAT,
+        },
+        required="num_heads",
+    ),
     "QGemm": _op("A a_scale a_zero_point B b_scale b_zero_point C? y_scale? y_zero_point? -> Y", _GEMM),
     "QLinearAdd": _op(_BINARY),
     "QLinearAveragePool": _op(_UNARY, {**_WINDOW, "channels_last": 0, "count_include_pad": 0}, required="kernel_shape"),

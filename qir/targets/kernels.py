@@ -15,7 +15,7 @@ from qir.quant.schemes import weight_scale
 from qir.targets.regions import reason_against_dynamic, weight_axis
 from qir.targets.target import Target, WeightRange
 
-__all__ = ["make_dynamic", "make_dynamic_conv", "make_lookup", "make_recurrent", "weight_type"]
+__all__ = ["make_attention", "make_dynamic", "make_dynamic_conv", "make_lookup", "make_recurrent", "weight_type"]
 
 
 def weight_type(node: Node, tensor: Tensor, target: Target) -> StaticQuant:
@@ -61,6 +61,17 @@ def make_dynamic_conv(node: Node) -> None:
     if bias is not None:
         bias.quant = UseQuantMarker.INHERIT
     node.kernel = "dynamic"
+
+
+def make_attention(node: Node) -> None:
+    """Let onnxruntime's Attention, W [I, 3H], run as QAttention on an activation that is quantized at run time."""
+    data, weight = node.use(0), node.use(1)
+    assert data is not None and weight is not None and weight.value.tensor is not None
+    data.quant = DynamicQuant(DType.UINT8)
+    # Its products are u8 by s8 like those of a MatMul; neighbours down a column must not saturate.
+    scale = pair_safe_scale(weight.value.tensor.numpy(), 1, PairLayout.COLUMNS)
+    weight.quant = StaticQuant.per_axis(DType.INT8, scale, 1)
+    node.kernel = "QAttention"
 
 
 def make_recurrent(node: Node, target: Target) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "RegionPlan",
     "merged_result",
     "plan_regions",
+    "reason_against_attention",
     "reason_against_dynamic",
     "reason_against_dynamic_conv",
     "weight_axis",
@@ -271,6 +272,25 @@ def reason_against_dynamic_conv(node: Node, target: Target, wanted: bool = False
         return "the dynamic kernel is slower than float in groups"
     if channels < least:
         return f"with {channels} input channels the dynamic kernel is no faster than float, from {least} on it is"
+    return None
+
+
+def reason_against_attention(node: Node) -> str | None:
+    """Why an Attention of onnxruntime cannot run as QAttention."""
+    weight, bias = node.input(1), node.input(2)
+    tensor = weight.tensor if weight is not None else None
+    if node.domain != "com.microsoft" or node.op != "Attention":
+        return "only onnxruntime's Attention can"
+    if tensor is None or tensor.dtype is not DType.FLOAT or len(tensor.shape) != 2 or not _is_finite(tensor):
+        return "its weight is no finite constant f32 matrix"
+    if bias is None or bias.tensor is None or bias.tensor.shape != (tensor.shape[1],):
+        return "it has no constant bias, which the integer kernel wants"
+    if node.input(5) is not None or node.input(6) is not None:
+        return "the integer kernel takes no attention bias and no length of the past"
+    if node.get("qkv_hidden_sizes") is not None or tensor.shape[1] % 3:
+        return "its queries, keys and values are of different sizes"
+    if node.get("rotary_embedding_dim", 0):
+        return "the integer kernel has no partial rotary embedding"
     return None
 
 

@@ -129,6 +129,47 @@ def test_what_the_kernels_cannot_do_stays_float_with_a_remark(text: str) -> None
     OrtRunner(to_bytes(result.model))
 
 
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention(heads: int, mask: bool) -> None:
+    source = model(f"""
+    graph (%x: f32[2,5,16]) -> (%y) {{
+      @w: f32[16,48] #00a1
+      @b: f32[48] #00a2
+      @lengths: s32[2] = [5, 3]
+      %y: f32[2,5,16] = com.microsoft.Attention(%x, @w, @b{", @lengths" if mask else ""}) {{num_heads={heads}}}
+    }}""")
+    result = compiled(source)
+    assert [one.op for one in result.model.walk()] == ["DynamicQuantizeLinear", "QAttention"]
+    assert worst_sqnr(source, result.model) > 25
+    lifted = compiled(result.model, "lift")
+    assert [(one.domain, one.op) for one in lifted.model.walk()] == [("com.microsoft", "Attention")]
+    again = compiled(lifted.model, "emit-dynamic").model
+    feed = feeds(source, 1)[0]
+    np.testing.assert_array_equal(
+        OrtRunner(to_bytes(result.model)).run(feed)["y"], OrtRunner(to_bytes(again)).run(feed)["y"]
+    )
+
+
+def test_attention_without_a_kernel_stays() -> None:
+    source = model("""
+    graph (%x: f32[2,5,16], %extra: f32[2,4,5,5]) -> (%y) {
+      @w: f32[16,48] #00a1
+      @b: f32[48] #00a2
+      %y: f32[2,5,16] = com.microsoft.Attention(%x, @w, @b, _, _, %extra) {num_heads=4}
+    }""")
+    result = compiled(source)
+    assert [one.op for one in result.model.walk()] == ["Attention"]
+    assert any("no attention bias" in remark.message for remark in result.remarks)
+
+
+def test_a_target_without_such_kernels_keeps_all_float() -> None:
+    source = model("graph (%x: f32[2,4]) -> (%y) { @w: f32[4,3] #0091  %y: f32[2,3] = MatMul(%x, @w) }")
+    result = Pipeline.parse("quantize-dynamic").run(source, target="tensorrt")
+    assert node(result.model, "MatMul").kernel == "float"
+    assert any("no kernels that quantize at run time" in remark.message for remark in result.remarks)
+
+
 def test_the_runtime_fuses_what_stands_alone() -> None:
     source = model("graph (%x: f32[2,16]) -> (%y) { @w: f32[16,8] #0081  %y: f32[2,8] = MatMul(%x, @w) }")
     assert dict(optimized_model(to_bytes(compiled(source).model)).op_counts) == {
