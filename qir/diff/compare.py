@@ -10,6 +10,7 @@ from qir.diff.folding import Note
 from qir.diff.matching import match_graphs
 from qir.diff.neighbours import GraphMatch, explained
 from qir.diff.quantization import (
+    RESULT,
     Notes,
     folded_nodes,
     form_key,
@@ -132,6 +133,10 @@ class Comparison:
                     content_a.producer < 0 or content_b.producer < 0
                 ):
                     details.append(Detail("type", "stored as", _stored(slot_a.note), _stored(slot_b.note)))
+                elif slot_a.note is not None and slot_b.note is not None and slot_a.note_key != slot_b.note_key:
+                    x, y = content_a.producer, content_b.producer
+                    if form_key(slot_a.note) == form_key(slot_b.note) and x >= 0 and y >= 0:
+                        self.parameters(match, x, y, RESULT, slot_a.note, slot_b.note)
             if details:
                 where = match.a.where
                 change = _value_change(ChangeKind.OUTPUT_CHANGED, "output", old[i], new[j], details, where)
@@ -174,35 +179,47 @@ class Comparison:
         key = (*parameter_key(old), *parameter_key(new))
         found = self._parameters.get(key)
         if found is None:
-            found = self._parameters[key] = _Parameters(match, x, y, index)
+            found = self._parameters[key] = _Parameters(match, x, y, index, old, new)
         found.readers.append((self.old.ref(match.a, x), self.new.ref(match.b, y)))
 
     def _weight_change(self, weight: _Weight) -> Change:
-        old, new = weight.old.constant, weight.new.constant
-        assert old is not None and new is not None
-        types = [content_text(constant) for constant in (old, new)]
-        names = [content.value.name if content.value is not None else "" for content in (weight.old, weight.new)]
-        dense = [constant if isinstance(constant, Tensor) else None for constant in (old, new)]
-        record = WeightChange(names[0], names[1], types[0], types[1], dense[0], dense[1], self.weights)
+        record = self._weight_record(weight.old, weight.new)
         readers = [ref.name for ref, _ in weight.readers[:3]]
         more = f" and {len(weight.readers) - 3} more" if len(weight.readers) > 3 else ""
         of = f" of {', '.join(readers)}{more}" if readers else ""
+        types = record.type_before, record.type_after
         resized = f": {types[0]} -> {types[1]}" if types[0] != types[1] else ""
         return Change(
             ChangeKind.WEIGHT_CHANGED,
-            f"weight {names[1] or names[0]}{of}{resized}",
+            f"weight {record.name_after or record.name_before}{of}{resized}",
             weight.where,
-            _short(old),
-            _short(new),
+            _short(weight.old.constant),
+            _short(weight.new.constant),
             tuple(ref for ref, _ in weight.readers),
             tuple(ref for _, ref in weight.readers),
             weight=record,
         )
 
+    def _weight_record(self, old: Content, new: Content) -> WeightChange:
+        constants, names, dense = [], [], []
+        for content in (old, new):
+            assert content.constant is not None
+            constants.append(content_text(content.constant))
+            names.append("" if content.value is None else content.value.name)
+            dense.append(content.constant if isinstance(content.constant, Tensor) else None)
+        return WeightChange(names[0], names[1], constants[0], constants[1], dense[0], dense[1], self.weights)
+
     def _parameter_change(self, found: _Parameters) -> Change:
         match, x, y = found.match, found.x, found.y
-        notes_a = {k: v for k, v in notes_of(match.a, x).items() if k == found.index}
-        notes_b = {k: v for k, v in notes_of(match.b, y).items() if k == found.index}
+        contents = [
+            next((view.values[slot.value] for slot in view.slots[node] if slot.index == found.index), None)
+            for view, node in ((match.a, x), (match.b, y))
+        ]
+        notes_a: Notes = {found.index: (contents[0].value if contents[0] else None, found.old)}
+        notes_b: Notes = {found.index: (contents[1].value if contents[1] else None, found.new)}
+        weight = None
+        if contents[0] and contents[1] and contents[0].constant and contents[0].key != contents[1].key:
+            weight = self._weight_record(contents[0], contents[1])
         change = self._quantization(match, x, y, notes_a, notes_b)
         old, new = change.before.operands[0], change.after.operands[0]
         refs_a = tuple(ref for ref, _ in found.readers)
@@ -216,7 +233,11 @@ class Comparison:
             if one != two
         ]
         relative = f" ({change.scale_change:+.1%} at most)" if change.scale_change else ""
-        said = ", ".join(f"{d.name} {d.before} -> {d.after}" for d in details) or "parameters"
+        said = ", ".join(f"{d.name} {d.before} -> {d.after}" for d in details) or "quantization parameters"
+        if weight is not None:
+            said += ", other codes"
+        if not details:
+            details = [Detail("content", "parameters", change.before.text, change.after.text)]
         return Change(
             ChangeKind.QUANTIZATION_CHANGED,
             f"{refs_b[0].op} {refs_b[0].name}: {old.role} {said}{relative}",
@@ -226,7 +247,8 @@ class Comparison:
             refs_a,
             refs_b,
             tuple(details),
-            quantization=change,
+            weight,
+            change,
         )
 
     def _quantization(self, match: GraphMatch, x: int, y: int, old: Notes, new: Notes) -> QuantizationChange:
@@ -253,8 +275,8 @@ class _Weight:
 class _Parameters:
     """Quantization parameters with other values; the first reader describes them."""
 
-    def __init__(self, match: GraphMatch, x: int, y: int, index: int) -> None:
-        self.match, self.x, self.y, self.index = match, x, y, index
+    def __init__(self, match: GraphMatch, x: int, y: int, index: int, old: Note, new: Note) -> None:
+        self.match, self.x, self.y, self.index, self.old, self.new = match, x, y, index, old, new
         self.readers: list[tuple[NodeRef, NodeRef]] = []
 
 
@@ -401,7 +423,7 @@ class _Pairs:
             changed = True
             for notes, note in ((notes_a, result[0]), (notes_b, result[1])):
                 if note is not None:
-                    notes[-1] = (None, note)
+                    notes[RESULT] = (None, note)
         if changed:
             owner.quantized_node(m, x)
         return owner.quantization_of(m, x, y, notes_a, notes_b) if changed else None

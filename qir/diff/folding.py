@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qir.ir import DType, Model, Node, OpId, Tensor, Value
+from qir.ir import Attribute, DType, Model, Node, OpId, Tensor, Value
 
 __all__ = ["Folding", "Note", "Operand", "fold_model", "resolve"]
 
@@ -29,6 +29,8 @@ class Note:
     """The node itself takes integers (QLinearConv, MatMulInteger ...), it needs no dequantizer."""
     nodes: tuple[Node, ...] = ()
     """The quantizers and dequantizers that it stands for."""
+    others: tuple[Value | Attribute, ...] = ()
+    """Whatever else says how: parameters of further quantizers on the way, attributes such as ``saturate``."""
 
 
 Operand = tuple[Value | None, Note | None]
@@ -38,17 +40,16 @@ Operand = tuple[Value | None, Note | None]
 @dataclass(slots=True)
 class Folding:
     """``gone``: nodes that notes stand for. ``alias``: what a value is without quantization. ``nodes``: operator and
-    operands of integer kernels as their float operator has them. ``results``: notes of what such kernels store."""
+    operands of integer kernels as their float operator has them."""
 
     gone: set[Node]
     alias: dict[Value, Operand]
     nodes: dict[Node, tuple[OpId, list[Operand]]]
-    results: dict[Node, Note]
 
 
 def fold_model(model: Model) -> Folding:
     """Linear. Quantizers whose integers leave a graph stay, and what reads them."""
-    folding = Folding(set(), {}, {}, {})
+    folding = Folding(set(), {}, {})
     for node in model.walk():
         if node.op in _FOLDS and node.domain in ("", "ai.onnx", "com.microsoft"):
             _FOLDS[node.op](node, folding)
@@ -67,10 +68,13 @@ def resolve(value: Value | None, folding: Folding) -> Operand:
 def _merged(near: Note | None, far: Note | None) -> Note | None:
     if near is None or far is None:
         return near or far
+    scale, zero = near.scale or far.scale, near.zero or far.zero
+    rest = (value for value in (far.scale, far.zero) if value is not None and value is not scale and value is not zero)
     return Note(
-        near.dtype or far.dtype, near.scale or far.scale, near.zero or far.zero,
+        near.dtype or far.dtype, scale, zero,
         near.axis if near.axis is not None else far.axis, near.block or far.block,
         near.dynamic or far.dynamic, near.integer or far.integer, near.nodes + far.nodes,
+        (*near.others, *far.others, *rest),
     )  # fmt: skip
 
 
@@ -105,7 +109,8 @@ def _quantizer(node: Node, folding: Folding) -> None:
 
 def _note(node: Node, dtype: DType | None, scale: Value | None, zero: Value | None) -> Note:
     axis = node.get("axis", 1) if scale is not None and scale.shape not in ((), (1,)) else None
-    return Note(dtype, scale, zero, axis, int(node.get("block_size", 0) or 0), nodes=(node,))
+    said = tuple(a for name, a in sorted(node.attributes.items()) if name not in ("axis", "block_size"))
+    return Note(dtype, scale, zero, axis, int(node.get("block_size", 0) or 0), nodes=(node,), others=said)
 
 
 def _reads_integers(user: Node) -> bool:
@@ -162,7 +167,7 @@ _KERNELS = {
         "LSTM",
         ((0, *_PLAIN), (1, 8, 9), (2, 10, 11), *((index, *_PLAIN) for index in range(3, 8))),
     ),
-    "MatMulNBits": _Kernel("MatMul", ((0, *_PLAIN), (1, 2, 3), (5, *_PLAIN))),
+    "MatMulNBits": _Kernel("MatMul", ((0, *_PLAIN), (1, 2, 3), (5, *_PLAIN), (4, *_PLAIN))),
     "GatherBlockQuantized": _Kernel("Gather", ((0, 2, 3), (1, *_PLAIN))),
 }
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
@@ -179,7 +184,7 @@ def _kernel(node: Node, folding: Folding) -> None:
     folding.nodes[node] = (("", kernel.op, ""), operands)
     if kernel.result is not None:
         scale, zero = node.input(kernel.result[0]), node.input(kernel.result[1])
-        folding.results[node] = Note(_dtype(zero), scale, zero, integer=True)
+        _store(operands, Note(_dtype(zero), scale, zero, integer=True))
     if node.op in ("MatMulInteger", "ConvInteger"):
         _fold_rescaling(node, operands, folding)
 
@@ -188,7 +193,17 @@ def _concat(node: Node, folding: Folding) -> None:
     count = (len(node.inputs) - 2) // 3
     operands = [_kernel_operand(node, 2 + 3 * i, 3 + 3 * i, 4 + 3 * i, folding) for i in range(count)]
     folding.nodes[node] = (("", "Concat", ""), operands)
-    folding.results[node] = Note(_dtype(node.input(1)), node.input(0), node.input(1), integer=True)
+    _store(operands, Note(_dtype(node.input(1)), node.input(0), node.input(1), integer=True))
+
+
+def _store(operands: list[Operand], result: Note) -> None:
+    """What a kernel stores its result in; said with its first operand, since what reads the result says it too."""
+    value, note = operands[0]
+    operands[0] = (value, _merged(note, Note(None, None, None, others=_values(result))))
+
+
+def _values(note: Note) -> tuple[Value, ...]:
+    return tuple(value for value in (note.scale, note.zero) if value is not None)
 
 
 def _kernel_operand(node: Node, data: int, scale: int, zero: int, folding: Folding) -> Operand:

@@ -12,7 +12,16 @@ from qir.diff.folding import Note
 from qir.diff.view import View, content_of
 from qir.ir import DType, Node, Tensor, Value
 
-__all__ = ["Notes", "folded_nodes", "form_key", "notes_of", "parameter_key", "quantization", "quantization_change"]
+__all__ = [
+    "RESULT",
+    "Notes",
+    "folded_nodes",
+    "form_key",
+    "notes_of",
+    "parameter_key",
+    "quantization",
+    "quantization_change",
+]
 
 RESULT = -1
 """Stands for "the result" where operands go by index."""
@@ -37,7 +46,7 @@ def form_key(note: Note | None) -> Hashable:
 
 def parameter_key(note: Note) -> tuple[int | None, ...]:
     """Names the constants that hold a note's parameters."""
-    return tuple(None if value is None else id(value) for value in (note.scale, note.zero))
+    return tuple(None if value is None else id(value) for value in (note.scale, note.zero, *note.others))
 
 
 def quantization(view: View, number: int, notes: Notes) -> Quantization:

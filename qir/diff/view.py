@@ -247,7 +247,11 @@ class ViewMaker:
 
     def _note_key(self, note: Note) -> int:
         parts = tuple(None if value is None else self._parameter_key(value) for value in (note.scale, note.zero))
-        return self.intern(("note", note.dtype, parts, note.axis, note.block, note.dynamic, note.integer))
+        others = tuple(
+            attribute_key(other) if isinstance(other, Attribute) else self._parameter_key(other)
+            for other in note.others
+        )
+        return self.intern(("note", note.dtype, parts, note.axis, note.block, note.dynamic, note.integer, others))
 
     def _parameter_key(self, value: Value) -> int:
         constant = content_of(value)
