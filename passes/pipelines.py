@@ -5,19 +5,19 @@ from __future__ import annotations
 from qir.pipeline.preset import Preset
 
 __all__ = [
-    "INT4_WEIGHTS",
-    "INT8_WEIGHTS",
     "BF16",
     "CODEBOOK4",
     "CODEBOOK8",
     "FP8",
     "FP16",
     "FP16_WEIGHTS",
+    "INT4_WEIGHTS",
     "INT8",
     "INT8_BEST",
     "INT8_DYNAMIC",
     "INT8_FAST",
     "INT8_FP16",
+    "INT8_WEIGHTS",
     "INT16",
     "LOG4",
     "LOG8",
