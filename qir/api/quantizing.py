@@ -13,6 +13,7 @@ from typing import Any
 from qir.api.emission import with_format, with_integer_io, write_session_options
 from qir.api.manifest import write_manifest
 from qir.api.opaque import first_opaque_node, split
+from qir.api.report_page import check_page_name, write_page
 from qir.calibration.data import DataSource, hold_out, is_random, open_data
 from qir.calibration.images import Images
 from qir.calibration.specs import input_specs
@@ -33,7 +34,7 @@ from qir.runtime.latency import LatencyComparison, compare_latency
 from qir.runtime.session import PLAIN, OrtRunner, SessionConfig
 from qir.runtime.specs import Model as Serialized
 from qir.targets import Target
-from qir.targets.audit import Audit, audit
+from qir.targets.audit import Audit, Island, audit
 from qir.validation.float_view import float_view, to_codes
 from qir.validation.golden import GoldenSet, check_all_against, open_golden
 from qir.validation.metrics import Comparison
@@ -68,6 +69,7 @@ def quantize(
     io_dtype: Sequence[str] = (),
     latency_seconds: float = 2.0,
     manifest: bool = False,
+    report_to: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
     executor: Executor | None = None,
@@ -86,6 +88,7 @@ def quantize(
     are for folders of images, see ``qir.calibration.images``. ``format``: how quantization is spelled, ``qdq``,
     ``qoperator`` or ``contrib`` (see docs/formats.md); by default what is best for the target. ``io_dtype``: integer
     inputs and outputs, ``uint8`` for all or ``NAME=uint8``; their scales are in the report and in the model's metadata.
+    ``report_to``: write the report as a page, ``.html`` or ``.md``; a run that misses its thresholds has one too.
     ``manifest``: write ``OUTPUT.qir.json`` too, with which ``qir quantize --replay`` makes the same file again.
     ``latency_seconds`` 0 leaves the timing out. ``executor``: threads or processes that share the calibration samples;
     the result is the same to the last byte.
@@ -114,6 +117,9 @@ def quantize(
     output = None if output is None else Path(output)
     if output is not None:
         _check_writable(output)
+    if report_to is not None:
+        check_page_name(Path(report_to))
+        _check_writable(Path(report_to))
         _check_inputs_survive(output, model, calibration, golden)
     pipeline = with_format(Pipeline.parse(preset).with_settings(settings), format, load_target(target))
     pipeline = with_integer_io(pipeline, io_dtype)
@@ -170,6 +176,7 @@ def quantize(
     )
     if max_drop is not None and measured.accuracy is not None and measured.accuracy.drop is None:
         raise DataError("max_drop needs labels, or an output that decides between classes: give --min-sqnr instead")
+    compiled = result.model
     if parts is not None:
         result.model = parts.join(result.model)
         result.first_remarks += [_opaque_remark(node) for node in parts.opaque]
@@ -205,6 +212,9 @@ def quantize(
                 write_manifest(output, arguments, result.pipeline, report.versions)
         else:
             report.output = None
+    if report_to is not None:
+        samples = open_data(golden, input_specs(source), images=images) if golden is not None else held_out
+        write_page(Path(report_to), report, source, compiled, samples or calibration_data, measured.islands, watch)
     return report
 
 
@@ -307,6 +317,7 @@ class _Measured:
     latency: LatencyComparison | None = None
     integer: dict[str, int] = field(default_factory=dict)
     float_heavy: dict[str, int] = field(default_factory=dict)
+    islands: tuple[Island, ...] = ()
 
 
 def _measure(
@@ -328,6 +339,7 @@ def _measure(
             "no data",
             integer=dict(sorted(executed.integer.items())),
             float_heavy=dict(sorted(executed.float_heavy.items())),
+            islands=executed.islands,
         )
         if golden is None and calibration is None:
             return measured

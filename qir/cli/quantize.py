@@ -114,6 +114,10 @@ def quantize(
             help="Integer inputs and outputs: uint8 for all, image=uint8 for one (may be repeated).",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the report as a page, .html or .md: errors, ranges, reasons."),
+    ] = None,
     manifest: Annotated[
         bool, typer.Option(help="Write OUT.qir.json, which says what made the model and can make it again.")
     ] = True,
@@ -141,12 +145,13 @@ def quantize(
     if model is None or output is None:
         raise OptionError("give the MODEL to quantize and -o OUT, as in 'qir quantize m.onnx --calib s.npz -o q.onnx'")
     with progress_bar(sys.stderr) as (progress, bars):
-        report = run(
+        result = run(
             model,
             output,
             calibration=calib,
             golden=golden,
             preset=preset + effort.suffix,
+            latency_seconds=0.5 if effort is Effort.FAST else 2.0,
             target=target,
             keep_float=keep_float or (),
             recipe=recipe,
@@ -160,16 +165,17 @@ def quantize(
             format=format,
             io_dtype=io_dtype or (),
             manifest=manifest,
+            report_to=report,
             progress=progress,
             instruments=bars,
         )
-    if write_recipe is not None and report.placement is not None:
-        write_text(write_recipe, report.placement.to_toml())
+    if write_recipe is not None and result.placement is not None:
+        write_text(write_recipe, result.placement.to_toml())
     if json:
-        print_json(report.to_json())
+        print_json(result.to_json())
     else:
-        typer.echo(str(report).replace(RANDOM_WARNING, typer.style(RANDOM_WARNING, fg="red", bold=True)))
-    if not report.passed:
+        typer.echo(str(result).replace(RANDOM_WARNING, typer.style(RANDOM_WARNING, fg="red", bold=True)))
+    if not result.passed:
         raise typer.Exit(1)
 
 

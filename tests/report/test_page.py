@@ -1,0 +1,55 @@
+"""The report as a page: complete, self-contained, in a real browser; and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qir.cli import main
+from tests.browser import opened
+
+GOLDEN = Path(__file__).parents[2] / "golden_models" / "resnet-shapes"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    model, samples, out = str(GOLDEN / "model.onnx"), str(GOLDEN / "calib.npz"), str(folder / "q.onnx")
+    command = ["quantize", model, "--calib", samples, "-o", out, "--effort", "fast", "--min-sqnr"]
+    assert main([*command, "5", "--report", str(folder / "report.html")]) == 0
+    assert main([*command, "90", "--report", str(folder / "failed.md")]) == 1
+    return folder
+
+
+def test_the_page_in_a_browser(pages: Path) -> None:
+    with opened(pages / "report.html") as page:
+        assert "Passed: at least 5 dB" in page.locator(".headline.passed").inner_text()
+        assert page.locator(".card").count() >= 4
+        assert page.locator("svg.layers rect").count() >= 9, "a bar for each layer on integers"
+        assert page.locator("svg.ranges rect.range").count() >= 9
+        assert page.locator("svg.values").count() >= 9
+        rows = page.locator("tr.remark:visible")
+        every = rows.count()
+        page.fill("#search", "stays float")
+        assert 0 < rows.count() < every
+        assert f"of {every} remarks" in page.locator("#found").inner_text()
+        assert "quantize" in page.locator("#repeat pre").inner_text()
+        wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        assert not wide, "nothing hangs over the edge of a laptop's screen"
+
+
+def test_a_run_that_misses_its_threshold_has_a_report_and_no_model(pages: Path) -> None:
+    text = (pages / "failed.md").read_text(encoding="utf-8")
+    assert "**FAILED: at least 90 dB at every output.**" in text
+    assert "nothing written" in text
+    assert "| Conv `/layer1/conv1` |" in text
+    assert "## What stayed float, and why" in text
+
+
+def test_the_name_says_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "q.onnx")
+    command = ["quantize", str(GOLDEN / "model.onnx"), "--calib", str(GOLDEN / "calib.npz"), "-o", out]
+    assert main([*command, "--report", str(tmp_path / "report.pdf")]) == 2
+    assert "must end in .html or .md" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
