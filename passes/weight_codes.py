@@ -30,7 +30,8 @@ _LARGEST_MOMENT = 2047.0
 """Inputs are scaled to whole numbers of this magnitude, whose products add up exactly: the same on any thread count."""
 _MEAN_WEIGHT = 0.5
 """See ``round-weights``."""
-_MOST_LEVELS = 32
+_SMALL = 2.0**-10
+_MOST_LEVELS = 64
 """With more levels the nearest one is near enough."""
 _MOST_COLUMNS = 4096
 
@@ -187,9 +188,9 @@ def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQ
     importance = geometry.weight(np.broadcast_to(strength[:, None, :], targets.shape))
     quant = coder(array, weight.axis, importance)
     nearest = decode(encode(array, quant), quant, array.shape)
-    if quant.dim > 1 or level_count(quant) > _MOST_LEVELS:
+    levels = _useful_levels(quant, 1 if weight.axis is None else array.shape[weight.axis])
+    if levels is None:
         return quant, nearest
-    levels = np.sort(row_levels(quant, array.shape[weight.axis or 0] if weight.axis is not None else 1), axis=1)
     levels = np.broadcast_to(levels, (targets.shape[0] * targets.shape[1], levels.shape[1]))
     levels = levels.reshape(*targets.shape[:2], -1)
     plain = geometry.matrix(nearest)
@@ -201,6 +202,20 @@ def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQ
         before += float(output_error(targets[cut] - plain[cut], hessian).sum())
         after += float(output_error(targets[cut] - found[cut], hessian).sum())
     return quant, geometry.weight(found).astype(np.float32) if after < before else nearest
+
+
+def _useful_levels(quant: CodebookQuant, channels: int) -> np.ndarray | None:
+    """Ascending levels of each channel, or of all, (channels or 1, levels), among which rounding chooses.
+
+    Of one table those next to zero are left out (a logarithmic one has hundreds); None where too many remain.
+    """
+    if quant.dim > 1:
+        return None
+    levels = row_levels(quant, channels)
+    if len(quant.table) == 1:
+        size = np.abs(np.array(quant.table[0]))
+        levels = levels[:, (size == 0) | (size > _SMALL * size.max())]
+    return np.sort(levels, axis=1) if levels.shape[1] <= _MOST_LEVELS else None
 
 
 def _store(owner: Pass, weight: Weight, quant: CodebookQuant, numbers: np.ndarray, result: PassResult) -> None:
