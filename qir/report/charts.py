@@ -61,7 +61,8 @@ def grid_chart(grid: Grid) -> str:
     most = math.sqrt(max(counts.max(), 1))
     parts = [_open("values", width, height + 16, f"values of {grid.value} over its grid")]
     parts.append(
-        f'<rect class="range" x="{(low - left) * scale:.1f}" y="0" width="{(high - low) * scale:.1f}" height="{height}"/>'
+        f'<rect class="range" x="{(low - left) * scale:.1f}" y="0" width="{(high - low) * scale:.1f}" '
+        f'height="{height}"/>'
     )
     step = width / _BARS
     for index, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""The quantization report as one HTML page, or as Markdown: what came out, where the error is, why, how to repeat it."""
+"""The quantization report as an HTML page or Markdown: what came out, where the error is, why, how to repeat it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = ["Evidence", "to_html", "to_markdown"]
 _MOST_HISTOGRAMS = 60
 _MOST_CHANGES = 400
 _WORST = 12
+_STATE = {True: "passed", False: "failed"}
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ def to_html(report: QuantizationReport, evidence: Evidence) -> str:
         samples=evidence.layers.samples if evidence.layers else 0,
         islands=evidence.islands,
         remarks=[(remark, _kind(remark)) for remark in report.remarks],
+        verdict_state="" if report.min_sqnr is None and report.max_drop is None else _STATE[report.passed],
         diff_headline="" if diff is None else headline(diff),
         diff_sections=[]
         if diff is None
