@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +27,12 @@ from qir.calibration.thresholds import mse_range, percentile_range
 from qir.codegen import runnable
 from qir.ir import DType, Interval, Model, Node, TensorType, Value
 from qir.pipeline.contract import NoProgress, Progress
+from qir.quant.arithmetic import fake_quantize
 from qir.quant.recipe import METHODS, PRECISIONS, Choice, Method, Precision, Recipe
 from qir.quant.schemes import activation_quant
 from qir.runtime.session import OPTIMIZED, OrtRunner
 from qir.targets import Target
-from qir.validation.alignment import Quantizer, Unit, dequantizers
+from qir.validation.alignment import Quantizer, Unit, computes_on_codes, dequantizers
 from qir.validation.layers import Arrays, Cut, LayerErrors
 from qir.validation.metrics import OutputMetrics
 
@@ -39,8 +40,8 @@ __all__ = ["Advice", "Suggestion", "advise"]
 
 _LINEAR = ("MatMul", "Gemm")
 _METHODS = ("minmax", "mse", "percentile")
-_VARIANTS_FOR = 12
-"""Nodes for which other ways to quantize are tried: those that do most harm."""
+_VARIANTS_FOR = 20
+"""Nodes for which other ways are tried: those that do most harm."""
 _TINY = 1e-30
 
 
@@ -117,22 +118,27 @@ def advise(
     feeds = feeds[: _affordable(found.reference, len(nodes), feeds[0])]
     watch = progress or NoProgress()
     with _bench(found, nodes) as bench:
-        watch.start("injecting errors", (1 + len(_METHODS)) * len(feeds))
+        watch.start("injecting errors", None)
         plain = bench.noise(bench.cut, feeds, nodes, watch)
         harm = {node.label: _decibels(max(noise.values(), default=0.0)) for node, noise in plain.items()}
         worst = sorted(nodes, key=lambda node: -max(plain[node].values(), default=0.0))[:_VARIANTS_FOR]
-        tried = {name: bench.noise(cut, feeds, worst, watch) for name, cut in bench.variants(worst)}
+        tried = {"float": bench.noise(None, feeds, worst, watch)}
+        tried |= {name: bench.noise(cut, feeds, worst, watch) for name, cut in bench.variants(worst)}
         watch.finish()
-        ordered = _choose(plain, tried, costs, 2 * most)
+        ordered = _choose(plain, tried, costs, bench.readers(), 2 * most)
         # Errors add up only nearly: what the lines do together decides which of them stay, and what is promised.
-        reached = bench.together(feeds, [ordered[:count] for count in range(len(ordered) + 1)])
+        reached = bench.together(feeds, _prefixes(ordered))
         gains = [after - before for before, after in itertools.pairwise(reached)]
-        kept = [pair for pair, gain in zip(ordered, gains, strict=True) if gain > _LEAST_TOGETHER][:most]
-        steps = bench.together(feeds, [kept[:count] for count in range(len(kept) + 1)])
+        kept = [group for group, gain in zip(ordered, gains, strict=True) if gain > _LEAST_TOGETHER]
+        while sum(map(len, kept)) > most:
+            kept.pop()
+        steps = bench.together(feeds, _prefixes(kept))
         count = next((i for i, db in enumerate(steps) if reach_db is not None and db >= reach_db), len(kept))
         count = max(range(count + 1), key=lambda i: (round(steps[i], 2), -i))
         suggestions = [
-            _suggestion(node, way, steps[i + 1] - steps[i], costs) for i, (node, way) in enumerate(kept[:count])
+            _suggestion(node, way, (steps[i + 1] - steps[i]) / len(group), costs)
+            for i, group in enumerate(kept[:count])
+            for node, way in group
         ]
         return Advice(suggestions, steps[0], steps[count], harm)
 
@@ -146,37 +152,70 @@ def _suggestion(node: Node, way: str, gain: float, costs: Mapping[Node, float]) 
 Noise = dict[str, float]
 """Noise power over signal power, by output."""
 
+Group = list[tuple[Node, str]]
+"""Nodes and what to do with them: ``float``, a threshold method, or ``int8-dynamic``."""
+
+
+def _prefixes(groups: Sequence[Group]) -> list[Group]:
+    return [[pair for group in groups[:count] for pair in group] for count in range(len(groups) + 1)]
+
 
 def _choose(
     plain: Mapping[Node, Noise],
     tried: Mapping[str, Mapping[Node, Noise]],
     costs: Mapping[Node, float],
+    readers: Mapping[Node, set[Node | None]],
     most: int,
-) -> list[tuple[Node, str]]:
-    """Greedily, decibels per percent of time; cheap ways first where they bring nearly as much."""
-    total: Noise = {}
-    for noise in plain.values():
-        for name, power in noise.items():
-            total[name] = total.get(name, 0.0) + power
+) -> list[Group]:
+    """Greedily, decibels per percent of time. A node in float alone leaves its result to be quantized for its readers,
+    so a node is also considered together with them."""
+    floats: set[Node] = set()
+    total = _sum(plain.values())
     remaining = dict(plain)
-    chosen: list[tuple[Node, str]] = []
-    while remaining and total and len(chosen) < most:
-        best: tuple[float, Node, str, Noise] | None = None
-        for node, noise in remaining.items():
-            for way, rest in [("float", {}), *((name, by[node]) for name, by in tried.items() if node in by)]:
-                after = {n: max(p - noise.get(n, 0.0) + rest.get(n, 0.0), _TINY) for n, p in total.items()}
-                gain = _decibels(max(after.values())) - _decibels(max(total.values()))
-                price = 0.5 + (max(costs[node], 0.0) if way == "float" else 0.0)
-                if gain > (_LEAST_GAIN if way == "float" else _LEAST_OTHER) and (
-                    best is None or gain / price > best[0]
-                ):
-                    best = (gain / price, node, way, after)
+    chosen: list[Group] = []
+    while remaining and total and sum(map(len, chosen)) < most:
+        best: tuple[float, Group, Noise] | None = None
+        for group in _groups(remaining, tried, readers):
+            after = _sum([total], [remaining[node] for node, _ in group])
+            new = floats | {node for node, way in group if way == "float"}
+            rests = [tried[way][node] for node, way in group if way != "float" or not readers[node] <= new]
+            gone = [tried["float"][node] for node in floats if not readers[node] <= floats and readers[node] <= new]
+            after = _sum([after, *rests], gone)
+            gain = _decibels(max(after.values())) - _decibels(max(total.values()))
+            price = 0.5 + sum(max(costs[node], 0.0) for node, way in group if way == "float")
+            least = _LEAST_GAIN * len(group) if group[0][1] == "float" else _LEAST_OTHER
+            if gain > least and (best is None or gain / price > best[0]):
+                best = (gain / price, group, after)
         if best is None:
             break
-        _, node, way, total = best
-        del remaining[node]
-        chosen.append((node, way))
+        _, group, total = best
+        for node, way in group:
+            del remaining[node]
+            floats |= {node} if way == "float" else set()
+        chosen.append(group)
     return chosen
+
+
+def _groups(
+    remaining: Mapping[Node, Noise], tried: Mapping[str, Mapping[Node, Noise]], readers: Mapping[Node, set[Node | None]]
+) -> Iterator[Group]:
+    for way, by in tried.items():
+        for node in by:
+            if node not in remaining:
+                continue
+            yield [(node, way)]
+            others = [one for one in readers[node] if one is not None and one is not node]
+            if way == "float" and 0 < len(others) <= 2 and all(one in remaining and one in by for one in others):
+                yield [(node, way), *((one, way) for one in sorted(others, key=list(remaining).index))]
+
+
+def _sum(plus: Iterable[Noise], minus: Iterable[Noise] = ()) -> Noise:
+    total: Noise = {}
+    for sign, noises in ((1.0, plus), (-1.0, minus)):
+        for noise in noises:
+            for name, power in noise.items():
+                total[name] = max(total.get(name, 0.0) + sign * power, _TINY)
+    return total
 
 
 _LEAST_GAIN, _LEAST_OTHER, _LEAST_TOGETHER = 0.1, 0.4, 0.05
@@ -206,21 +245,26 @@ class _Bench:
         self._stack = stack
         self._units = units
         self._cuts: dict[str, Cut] = {}
+        self._readers = _integer_readers(found)
 
-    def noise(self, cut: Cut, feeds: Sequence[Arrays], nodes: Sequence[Node], watch: Progress) -> dict[Node, Noise]:
-        """What each node's errors alone put on the outputs."""
+    def noise(
+        self, cut: Cut | None, feeds: Sequence[Arrays], nodes: Sequence[Node], watch: Progress
+    ) -> dict[Node, Noise]:
+        """What each node's errors alone put on the outputs; without a cut model, what is left of them in float."""
         metrics: dict[Node, dict[str, OutputMetrics]] = {node: {} for node in nodes}
         for feed in feeds:
             values = self._values(feed)
-            errors = self._errors(cut, feed, values)
+            errors = {} if cut is None else self._errors(cut, feed, values)
             expected = self._run(feed, {})
             for node in nodes:
+                if cut is None:
+                    errors = self._left_over(node, values, {node})
                 got = self._run(feed, {unit: errors[unit] for unit in self._units[node]})
                 _compare(expected, got, metrics[node])
             watch.advance()
         return {node: {name: _ratio(one) for name, one in by.items()} for node, by in metrics.items()}
 
-    def together(self, feeds: Sequence[Arrays], plans: Sequence[Sequence[tuple[Node, str]]]) -> list[float]:
+    def together(self, feeds: Sequence[Arrays], plans: Sequence[Group]) -> list[float]:
         """SQNR in dB of the worst output with all errors, for each plan: those of its nodes as its ways leave them."""
         metrics: list[dict[str, OutputMetrics]] = [{} for _ in plans]
         used = {way for plan in plans for _, way in plan if way != "float"}
@@ -231,11 +275,34 @@ class _Bench:
             expected = self._run(feed, {})
             for plan, found in zip(plans, metrics, strict=True):
                 errors = dict(plain)
+                floats = {node for node, way in plan if way == "float"}
                 for node, way in plan:
-                    for unit in self._units[node]:
-                        errors[unit] = _NOTHING if way == "float" else others[way][unit]
+                    left = self._left_over(node, values, floats) if way == "float" else others[way]
+                    errors.update((unit, left[unit]) for unit in self._units[node])
                 _compare(expected, self._run(feed, errors), found)
         return [_decibels(max((_ratio(one) for one in found.values()), default=0.0)) for found in metrics]
+
+    def readers(self) -> dict[Node, set[Node | None]]:
+        """For each node, who quantizes what it hands out, were it in float."""
+        return {
+            node: set().union(*(self._readers.get(unit, set()) for unit in units))
+            for node, units in self._units.items()
+        }
+
+    def _left_over(self, node: Node, values: Mapping[Value, np.ndarray], floats: set[Node]) -> dict[Unit, np.ndarray]:
+        """The errors of a node in float: readers on integers still quantize what it hands them."""
+        errors: dict[Unit, np.ndarray] = {}
+        for unit in self._units[node]:
+            own = next((one.quant for one in unit.quantizers if one.is_result), None)
+            if own is None or self._readers.get(unit, set()) <= floats:
+                errors[unit] = _NOTHING
+                continue
+            factor = self.cut.factors.get(unit.value)
+            value = values[unit.value].astype(np.float32)
+            scaled = value if factor is None else value * factor
+            error = fake_quantize(scaled, own) - scaled
+            errors[unit] = error if factor is None else error / factor
+        return errors
 
     def variants(self, nodes: Sequence[Node]) -> Iterator[tuple[str, Cut]]:
         """The cut model with all static quantizers of these nodes made in another way, where there are any."""
@@ -319,6 +386,20 @@ def _with_places(reference: Model, values: Sequence[Value]) -> tuple[Model, dict
         copy.replace_all_uses(add.output, where=lambda use, add=add: use.node is not add)  # type: ignore[misc]
         places[value] = error.name
     return clone.model, places
+
+
+def _integer_readers(found: LayerErrors) -> dict[Unit, set[Node | None]]:
+    """Which nodes read the codes of each unit; None for one that is no node of the float model."""
+    owners = {layer.unit.operator: layer.unit.node for layer in found.layers}
+    readers: dict[Unit, set[Node | None]] = {}
+    for unit in (layer.unit for layer in found.layers):
+        if unit.image is unit.result:
+            continue
+        quantizer = next(use.node for use in unit.result.uses)
+        assert quantizer is not None
+        users = (use.node for node in dequantizers(quantizer) for use in node.output.uses)
+        readers[unit] = {owners.get(user) for user in users if user is not None and computes_on_codes(user)}
+    return readers
 
 
 def _requantize(clones: Mapping[Node, Node], ranges: Mapping[Node, tuple[Quantizer, Interval]]) -> None:

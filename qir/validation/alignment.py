@@ -19,7 +19,7 @@ import numpy as np
 from qir.ir import DType, Model, Node, StaticQuant, Value
 from qir.ops.traits import DATA_MOVEMENT
 
-__all__ = ["Alignment", "Kind", "Quantizer", "Unit", "align"]
+__all__ = ["Alignment", "Kind", "Quantizer", "Unit", "align", "computes_on_codes", "dequantizers"]
 
 Kind = Literal["float", "static", "dynamic", "weights"]
 
@@ -75,6 +75,7 @@ class Alignment:
 def align(reference: Model, quantized: Model) -> Alignment:
     """Both models need inferred types. Linear in their size."""
     pairs = _by_name(reference, quantized)
+    _by_node_name(reference, quantized, pairs)
     _by_provenance(reference, quantized, pairs)
     _by_structure(reference, quantized, pairs)
     merged = {result: _operator(result) for result in pairs if _stored(result) is not None}
@@ -113,6 +114,23 @@ def _by_name(reference: Model, quantized: Model) -> dict[Value, Value]:
             if match is not None and _is_float(value) and _is_float(match) and match.producer is not None:
                 pairs[_before_quantizer(match)] = value
     return pairs
+
+
+def _by_node_name(reference: Model, quantized: Model, pairs: dict[Value, Value]) -> None:
+    """Nodes of the same name and operator. Where an activation behind the float one is gone, the quantizer's range
+    stands in for it, so the quantized result is the activation's."""
+    names = {(node.op, node.name): node for node in reference.graph.nodes if node.name}
+    known = set(pairs.values())
+    for node in quantized.graph.nodes:
+        ours = names.get((node.op, node.name))
+        if ours is None or len(node.outputs) != 1 or node.output in pairs or ours.output in known:
+            continue
+        value = ours.output
+        reader = value.users[0] if len(value.uses) == 1 and value.users else None
+        if reader is not None and reader.op in _MERGED and all(user.op not in _MERGED for user in node.output.users):
+            value = reader.output
+        if _is_float(value) and _is_float(node.output) and value not in known:
+            pairs[node.output] = value
 
 
 def _by_provenance(reference: Model, quantized: Model, pairs: dict[Value, Value]) -> None:
@@ -220,7 +238,7 @@ def _stored(result: Value) -> Node | None:
     operator = _operator(result)
     if operator.op in _LINEAR or operator.op in (_Q, _DQ):
         return None
-    return reader if _computes_on_codes(operator) else None
+    return reader if computes_on_codes(operator) else None
 
 
 def _operator(result: Value) -> Node:
@@ -258,7 +276,7 @@ def _kind(operator: Node, segment: Iterable[Node], stored: bool) -> Kind:
     ops = {node.op for node in segment}
     if any(op.startswith("Dynamic") or op in ("MatMulInteger", "ConvInteger") for op in ops):
         return "dynamic"
-    if stored or _Q in ops or _computes_on_codes(operator):
+    if stored or _Q in ops or computes_on_codes(operator):
         return "static"
     return "weights" if _DQ in ops or any("NBits" in op or "BlockQuantized" in op for op in ops) else "float"
 
@@ -273,10 +291,10 @@ def _only_moves(operator: Node, stored: Node | None) -> bool:
 
 
 def _on_integers(node: Node) -> bool:
-    return node.op not in (_Q, _DQ) and _computes_on_codes(node)
+    return node.op not in (_Q, _DQ) and computes_on_codes(node)
 
 
-def _computes_on_codes(node: Node) -> bool:
+def computes_on_codes(node: Node) -> bool:
     """It reads dequantized activations, and no weight that was left in float."""
     weights = [value.tensor for value in node.inputs if value is not None and value.tensor is not None]
     if any(weight.dtype is DType.FLOAT and len(weight.shape) >= 2 for weight in weights):
@@ -288,7 +306,7 @@ def _computes_on_codes(node: Node) -> bool:
 
 
 def _source_node(operator: Node, by_source: dict[str, Node]) -> Node | None:
-    meant = [by_source[source] for source in operator.sources if source in by_source]
+    meant = [by_source[source] for source in (operator.name, *operator.sources) if source in by_source]
     return next((node for node in meant if node.op == operator.op), None)
 
 
