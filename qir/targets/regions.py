@@ -260,9 +260,6 @@ def reason_against_dynamic_conv(node: Node, target: Target, wanted: bool = False
     weight = node.input(1)
     if reason is not None or weight is None or weight.tensor is None:
         return reason or "its weight is not constant"
-    rank = len(weight.tensor.shape)
-    if rank != 4:
-        return f"the dynamic kernel is for 2 spatial axes, it has {rank - 2}"
     least, channels = target.min_dynamic_conv_channels, weight.tensor.shape[1]
     if wanted:
         return None
