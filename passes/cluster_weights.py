@@ -74,7 +74,7 @@ class ClusterWeights(Pass):
             vectors = normal.reshape(-1, self.dim)
             words = learn_vectors(vectors, mass.reshape(-1, self.dim).mean(axis=1), min(levels, len(vectors)))
             return CodebookQuant(self.bits, (_halves(words.reshape(-1)),), axis, scales, self.dim)
-        parts = self._parts(*rows.shape, levels)
+        parts = self._parts(rows.shape[0], rows.shape[1], levels)
         table = learn_tables(normal.reshape(parts, -1), mass.reshape(parts, -1), levels)
         return CodebookQuant(self.bits, tuple(map(_halves, table)), axis, scales)
 

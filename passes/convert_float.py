@@ -10,6 +10,7 @@ import numpy as np
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
+from qir.calibration.statistics import MinMax
 from qir.errors import UnsupportedError
 from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, Tensor, TensorType, Use, Value
 from qir.passes.half_plan import MASK, READS_ANY_TYPE, HalfPlan, plan_half
@@ -85,7 +86,8 @@ class ConvertFloat(Pass):
             for value in graph.values()
             if value.dtype is DType.FLOAT and not value.is_constant
         ]
-        found = collect(model, values, open_data(ctx.calibration, input_specs(model)), progress=ctx.progress)
+        feeds = open_data(ctx.calibration, input_specs(model))
+        found: dict[Value, MinMax] = collect(model, values, feeds, progress=ctx.progress)
         return {value: one.interval.magnitude for value, one in found.items() if not one.interval.is_empty}
 
     def _store(self, model: Model, dtype: DType, result: PassResult) -> None:

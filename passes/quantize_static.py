@@ -11,6 +11,7 @@ import numpy as np
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
+from qir.calibration.statistics import MinMax
 from qir.errors import DataError
 from qir.ir import DerivedQuant, DType, Graph, Interval, Model, Node, StaticQuant, Use, UseQuantMarker, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -75,7 +76,7 @@ class QuantizeStatic(Pass):
         if not nodes:
             return result
         data = open_data(ctx.calibration, input_specs(model))
-        found = collect(model, list(values), data, progress=ctx.progress)
+        found: dict[Value, MinMax] = collect(model, list(values), data, progress=ctx.progress)
         types = {value: self._activation_type(one.interval) for value, one in found.items()}
         # onnxruntime 1.31 moves and fuses float codes as if they were integers: it drops a Relu before a quantizer of
         # zero point 0, and refuses the integer operators that it makes.

@@ -96,8 +96,8 @@ class ShareWeights(Pass):
 
     def _alike(self, a: np.ndarray, b: np.ndarray) -> bool:
         # A sample first: most pairs are far apart.
-        few = (array.reshape(-1)[:_SKETCH] for array in (a, b))
-        return _is_near(*few, min(64 * self.tolerance, 1.0)) and _is_near(a, b, self.tolerance)
+        few, fewer = a.reshape(-1)[:_SKETCH], b.reshape(-1)[:_SKETCH]
+        return _is_near(few, fewer, min(64 * self.tolerance, 1.0)) and _is_near(a, b, self.tolerance)
 
     def _join_transposes(self, model: Model, result: PassResult) -> None:
         matrices = [

@@ -163,7 +163,7 @@ def test_positions_and_angles() -> None:
         "graph g(%i: s64[1,6], %x: f32[6,16]) -> (%y) { @f: f32[16] #1 @w: f32[16,16] #2 @shape: s64[2] = [6, 1] %p = Cast(%i) {to=1}"
         " %q = Reshape(%p, @shape) %a = Mul(%q, @f) %c = Cos(%a) %b = MatMul(%x, @w) %y = Mul(%b, %c) }"
     )
-    samples = [{"i": np.arange(3000, 3006)[None], "x": np.ones((6, 16), np.float32)}]
+    samples: list[dict[str, np.ndarray]] = [{"i": np.arange(3000, 3006)[None], "x": np.ones((6, 16), np.float32)}]
     found = types(converted(source, samples=samples))
     assert found["Cos"] == ["f32"] and found["MatMul"] == ["f16"]
     assert found["Mul"][0] == "f32"
