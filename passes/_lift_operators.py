@@ -318,6 +318,35 @@ def _weight_only_product(node: Node, lifting: Lifting) -> None:
     lifting.replace(node, "MatMul", [data, weight], {}, {1: quant}, [None], kernel="weight-only")
 
 
+def _block_gather(node: Node, lifting: Lifting) -> None:
+    """GatherBlockQuantized: data [R, C] (u8: packed, low bits first), indices, scales [R, blocks], zero points."""
+    source, content, scales = node.input(0), constant_of(node.input(0)), constant_of(node.input(2))
+    bits, block = node.get("bits", 4), node.get("block_size", 128)
+    if source is None or source.graph is None or content is None or scales is None or scales.dtype is not DType.FLOAT:
+        raise NotLiftable("its table is not constant, or its scales are not f32")
+    if len(content.shape) != 2 or node.get("gather_axis", 0) != 0 or node.get("quantize_axis", 1) not in (1, -1):
+        raise NotLiftable("its table is no matrix of rows with blocks along each")
+    rows, blocks = content.shape[0], scales.shape[1]
+    packed = content.dtype is DType.UINT8
+    codes = _unpacked(content.numpy(), bits) if packed and bits < 8 else content.numpy()
+    dtype = {2: DType.UINT2, 4: DType.UINT4, 8: DType.UINT8}[bits] if packed else content.dtype
+    zeros: tuple[int, ...] = (1 << (bits - 1),) if packed else (0,)
+    if node.input(3) is not None:
+        points = constant_of(node.input(3))
+        if points is None:
+            raise NotLiftable("its zero points are not constant")
+        table = _unpacked(points.numpy(), bits)[:, :blocks] if packed and bits < 8 else points.numpy()
+        flat = tuple(int(point) for point in table.reshape(-1).astype(np.int64))
+        zeros = flat[:1] if len(set(flat)) == 1 else flat
+    width = node.output.dim(-1)
+    codes = codes[:, :width] if isinstance(width, int) else codes
+    quant = StaticQuant(dtype, tuple(scales.numpy().reshape(-1).tolist()), zeros, 1, block)
+    numbers = dequantize(np.ascontiguousarray(codes).astype(dtype.numpy), quant).reshape(rows, -1)
+    weight = source.graph.add_initializer(f"{source.name}_float", Tensor.of(numbers))
+    weight.frozen = True
+    lifting.replace(node, "Gather", [weight, node.input(1)], {"axis": 0}, {0: quant}, [None], kernel="weight-only")
+
+
 def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
     return np.stack(parts, -1).reshape(packed.shape[0], -1)
@@ -383,4 +412,5 @@ CONTRIB_OPERATORS: Mapping[str, Handler] = {
     "DynamicQuantizeLSTM": _dynamic_lstm,
     "QAttention": _attention,
     "MatMulNBits": _weight_only_product,
+    "GatherBlockQuantized": _block_gather,
 }

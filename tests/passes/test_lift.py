@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import qir
 from qir import golden_models
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
 from qir.codegen import to_bytes
 from qir.frontend import import_model
 from qir.ir import DerivedQuant, DynamicQuant, Model, StaticQuant, UseQuantMarker
@@ -338,6 +341,29 @@ def test_blocks_of_weights(bits: int, zeros: bool, columns: int) -> None:
     assert [found.op for found in lifted.walk()] == ["MatMul"]
     [wanted], [got] = run(source, samples), run(passes(lifted, "dequantize").model, samples)
     np.testing.assert_allclose(wanted["y"], got["y"], rtol=1e-4, atol=1e-4)
+
+
+# What qir itself emits
+
+PRESETS = {
+    "int8-fast": "emit-qdq",
+    "int8-dynamic": "emit-qdq",
+    "int4-weights": "emit-weight-only,emit-qdq",
+    "fp8": "emit-qdq",
+    "int16": "emit-qdq",
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", ["adaptive-digits", "decoder-stories", "lstm-gestures", "mobile-sounds"])
+def test_every_preset_is_read_back_to_the_bit(name: str, preset: str) -> None:
+    """Bodies, recurrent kernels, tables, blocks, 4, 8 and 16 bits and fp8."""
+    source = qir.load(golden_models.path(name) / "model.onnx")
+    samples = list(islice(open_data(golden_models.path(name) / "calib.npz", input_specs(source)), 3))
+    emitted = Pipeline.parse(preset).run(source, calibration=samples).model
+    result = passes(emitted, "lift")
+    assert first_quantized_node(result.model) is None, [str(remark) for remark in result.remarks]
+    assert_equal(run(emitted, samples), run(passes(result.model, PRESETS[preset]).model, samples))
 
 
 # Models that onnxruntime's own tools quantized
