@@ -17,8 +17,9 @@ from qir.quant.layer_rows import ConvRows, MatrixRows, layer_rows
 
 __all__ = ["round_blocks"]
 
-_WHOLE = 2047
-"""Inputs are rounded to so many steps of either sign: their moments are then exact sums, the same on every machine."""
+_WHOLE = 255
+"""Each column of the inputs is rounded to so many steps of either sign: sums of their products are then exact, the same
+on every machine."""
 _HELD_OUT_EVERY = 4
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -61,16 +62,18 @@ class _InputMoments:
         return self._found
 
     def _measure(self, step: Step, geometry: MatrixRows | ConvRows) -> tuple[np.ndarray, np.ndarray]:
-        peak = max((float(np.abs(array).max(initial=0)) for array in step.inputs), default=0.0)
-        factor = np.float32(_WHOLE / peak) if peak > 0 and np.isfinite(peak) else np.float32(1)
         wanted = max(1, -(-self._rows // max(len(step.inputs), 1)))
-        parts = [np.rint(geometry.rows(array, wanted) * factor).astype(np.float32) for array in step.inputs]
+        parts = [geometry.rows(array, wanted) for array in step.inputs]
         groups, _, columns = parts[0].shape
+        peak = np.max([np.abs(part).max(axis=1, initial=0) for part in parts], axis=0)  # (groups, columns)
+        step_size = np.where(peak > 0, peak / _WHOLE, 1.0)
         fitted, held_out = Moments(groups, columns), Moments(groups, columns)
         for index, part in enumerate(parts):
-            (held_out if index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1 else fitted).add(part)
-        hessian = fitted.hessian()
-        return hessian, held_out.hessian() if held_out.rows else hessian
+            whole = np.rint(part / step_size[:, None]).astype(np.float32)
+            (held_out if index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1 else fitted).add(whole)
+        area = step_size[:, :, None] * step_size[:, None, :]
+        hessian = fitted.hessian() * area
+        return hessian, held_out.hessian() * area if held_out.rows else hessian
 
 
 def _round(step: Step, moments: _InputMoments, max_columns: int, damping: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -71,7 +71,8 @@ class EmitWeightOnly(Pass):
         tables = {slot.value for slot in slots if slot.role is Role.LOOKUP and forms[slot.node] == "contrib"}
         emitter = Emitter(model, tables, result)
         for slot in slots:
-            emitter.emit(slot, forms[slot.node])
+            assert isinstance(slot.use.quant, StaticQuant)
+            emitter.emit(slot, slot.use.quant, forms[slot.node])
         emitter.finish()
         result.changed = bool(slots)
         return result
@@ -121,23 +122,29 @@ def _rows(model: Model, linear: list[WeightSlot], ctx: PassContext) -> dict[Node
 class Emitter:
     """Rewrites nodes in place, so that results keep their identity; each constant is made once.
 
-    ``tables``: weights that are read row by row as well; their codes have two axes.
+    ``tables``: weights that are read row by row as well; their codes have two axes. ``store`` is asked what stands in
+    the model for each tensor that is made.
     """
 
-    def __init__(self, model: Model, tables: Container[Value], result: PassResult) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tables: Container[Value],
+        result: PassResult,
+        store: Callable[[Tensor], Tensor] = lambda t: t,
+    ) -> None:
         self.model = model
         self.tables = tables
         self.opset = model.opset() or 1
         self.result = result
         self.contrib = False
+        self.store = store
         self.codes: dict[tuple[Value, StaticQuant], np.ndarray] = {}
         self.constants: dict[tuple[Value, StaticQuant, str], Value] = {}
         self.widened: dict[tuple[Value, StaticQuant, Graph], Value] = {}
 
-    def emit(self, slot: WeightSlot, form: Form) -> None:
-        """Spell one use; ``form`` is not ``auto``."""
-        quant = slot.use.quant
-        assert isinstance(quant, StaticQuant)
+    def emit(self, slot: WeightSlot, quant: StaticQuant, form: Form) -> None:
+        """Spell one use as that type; ``form`` is not ``auto``."""
         blocked = quant.axis == slot.axis and quant.block_size is not None and quant.block_size >= _LEAST_BLOCK
         value = slot.value
         if slot.role is Role.LINEAR and form == "contrib" and blocked:
@@ -149,8 +156,7 @@ class Emitter:
         elif form == "qdq":
             self._dequantize(slot, quant)
         else:
-            slot.use.quant = UseQuantMarker.INHERIT
-            slot.use.value = self._widened(value, quant, slot.node)
+            _read(slot, self._widened(value, quant, slot.node))
             self.result.count("folded")
         if slot.node.graph is not None:
             slot.node.kernel = None
@@ -158,6 +164,12 @@ class Emitter:
         if value.graph is None or not value.uses:
             for key in [key for key in self.codes if key[0] is value]:
                 del self.codes[key]
+
+    def forget(self) -> None:
+        """Let go of what was kept for further readers of the weights so far."""
+        self.codes.clear()
+        self.constants.clear()
+        self.widened.clear()
 
     def finish(self) -> None:
         if self.contrib and self.model.opset(_CONTRIB) is None:
@@ -270,8 +282,7 @@ class Emitter:
             node, "DequantizeLinear", parts, attributes=attributes, types=[TensorType(DType.FLOAT, shape)],
             name=graph.fresh_name(f"{value.name}_DequantizeLinear"), source=[node],
         ).output  # fmt: skip
-        slot.use.quant = UseQuantMarker.INHERIT
-        slot.use.value = number
+        _read(slot, number)
         if turned:
             node.remove("transB")
         self.result.count("dequantizers")
@@ -300,7 +311,7 @@ class Emitter:
             codes = np.pad(codes, [(0, missing if index == axis else 0) for index in range(len(shape))])
             codes = codes.reshape(*shape[:axis], blocks, quant.block_size, *shape[axis + 1 :])
             grid = (*shape[:axis], blocks, 1, *shape[axis + 1 :])
-        made = _Chain(graph, node, value)
+        made = _Chain(graph, node, value, self.store)
         stored = made.constant("codes", Tensor.of(np.ascontiguousarray(codes), quant.dtype))
         number = made.apply("Cast", [stored], codes.shape, {"to": DType.FLOAT.code})
         if not quant.is_symmetric:
@@ -340,7 +351,7 @@ class Emitter:
         if key not in self.constants:
             graph = value.graph
             assert graph is not None
-            tensor = Tensor.of(np.ascontiguousarray(array), dtype)
+            tensor = self.store(Tensor.of(np.ascontiguousarray(array), dtype))
             self.constants[key] = graph.add_initializer(f"{value.name}_{part}", tensor)
         return self.constants[key]
 
@@ -408,7 +419,7 @@ class Emitter:
         return self._store(slot.value, quant, "zero_rows", zeros)
 
     def _reshaped(self, node: Node, packed: Value, shape: tuple[int, ...]) -> Value:
-        made = _Chain(node.graph, node, packed)
+        made = _Chain(node.graph, node, packed, self.store)
         target = made.constant("shape", Tensor.of(np.array(shape)))
         return made.apply("Reshape", [packed, target], shape, dtype=DType.UINT8)
 
@@ -416,13 +427,13 @@ class Emitter:
 class _Chain:
     """Nodes in a row before a reader, named after the weight that they make."""
 
-    def __init__(self, graph: Graph | None, before: Node, value: Value) -> None:
+    def __init__(self, graph: Graph | None, before: Node, value: Value, store: Callable[[Tensor], Tensor]) -> None:
         assert graph is not None
-        self.graph, self.before, self.value = graph, before, value
+        self.graph, self.before, self.value, self.store = graph, before, value, store
 
     def constant(self, part: str, tensor: Tensor) -> Value:
         graph = self.value.graph or self.graph
-        return graph.add_initializer(f"{self.value.name}_{part}", tensor)
+        return graph.add_initializer(f"{self.value.name}_{part}", self.store(tensor))
 
     def apply(
         self, op: str, operands: list[Value], shape: tuple[int, ...], attributes: Mapping[str, int] | None = None,
@@ -437,5 +448,12 @@ class _Chain:
 def _clear(node: Node) -> None:
     node.kernel = None
     for use in node.uses:
-        if use is not None:
+        if use is not None and use.quant is not UseQuantMarker.INHERIT:
             use.quant = UseQuantMarker.INHERIT
+
+
+def _read(slot: WeightSlot, number: Value) -> None:
+    """Let a slot's use read floats that were made for it."""
+    if slot.use.quant is not UseQuantMarker.INHERIT:
+        slot.use.quant = UseQuantMarker.INHERIT
+    slot.use.value = number

@@ -25,7 +25,7 @@ from qir.quant.recipe import Recipe
 from qir.quant.slots import Role, WeightSlot, weight_slots
 from qir.runtime.session import OrtRunner
 
-__all__ = ["QuantizeWeights", "Weight", "gather_weights"]
+__all__ = ["QuantizeWeights", "Weight", "gather_weights", "layout_of"]
 
 _NODE_BYTES = 400
 """About what the nodes and names of a quantized weight take in the file."""
@@ -65,8 +65,8 @@ class QuantizeWeights(Pass):
     min_size: int = 1024
     keep_float: tuple[str, ...] = ()
     recipe: str | None = None
-    samples: int = 32
-    rows: int = 4096
+    samples: int = 16
+    rows: int = 2048
     max_columns: int = 4096
     damping: float = 0.01
 
@@ -94,22 +94,30 @@ class QuantizeWeights(Pass):
         if ctx.calibration is not None and self.rounding != "nearest":
             feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
         energy = input_energy(model, weights, feeds) if feeds else {}
-        bits: Mapping[Value, int | None] = {weight.value: self.bits for weight in weights}
-        if self.target_size is not None:
-            bits = _within_budget(self, model, weights, energy, self.target_size, ctx)
+        bits = self.choose_bits(model, weights, energy, ctx)
         for weight in weights:
             chosen = bits[weight.value]
             if chosen is None:
                 result.remarks.append(self.missed(weight.first, f"{weight.label} stays float: the size allows it"))
                 result.count("float")
                 continue
-            weight.annotate(self, chosen, energy)
+            for slot, quant in zip(weight.slots, weight.types(self, chosen, energy), strict=True):
+                slot.use.quant = quant
+                slot.node.kernel = _KERNEL
             result.count(f"{chosen} bits")
             result.remarks.append(self.applied(weight.first, f"{weight.label} is stored in {chosen} bits"))
         if self.rounding in ("auto", "gptq") and feeds:
             self._round(model, weights, feeds, ctx, result)
         result.changed = bool(weights)
         return result
+
+    def choose_bits(
+        self, model: Model, weights: Sequence[Weight], energy: Mapping[Value, np.ndarray], ctx: PassContext
+    ) -> Mapping[Value, int | None]:
+        """4, 8, or None for float, of each weight. Raises OptionError for an unreachable size."""
+        if self.target_size is None:
+            return {weight.value: self.bits for weight in weights}
+        return _within_budget(self, model, weights, energy, self.target_size, ctx)
 
     def _round(
         self,
@@ -171,11 +179,10 @@ class Weight:
         counted = found / found.mean() + 1e-3  # nothing counts nothing: other inputs than the samples may come
         return counted.reshape([-1 if axis == slot.axis else 1 for axis in range(len(slot.shape))])
 
-    def annotate(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> None:
-        types = {layout: self.quant(options, layout, bits, energy) for layout in self.layouts(options)}
-        for slot in self.slots:
-            slot.use.quant = types[layout_of(slot, options.block_size)]
-            slot.node.kernel = _KERNEL
+    def types(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> list[StaticQuant]:
+        """What each slot reads."""
+        known = {layout: self.quant(options, layout, bits, energy) for layout in self.layouts(options)}
+        return [known[layout_of(slot, options.block_size)] for slot in self.slots]
 
     def bytes(self, options: QuantizeWeights, bits: int | None) -> int:
         """In the file, about."""

@@ -14,10 +14,14 @@ from qir.api.emission import with_format, with_integer_io, write_session_options
 from qir.api.manifest import write_manifest
 from qir.api.opaque import first_opaque_node, split
 from qir.api.report_page import check_page_name, write_page
+from qir.api.streaming import streaming, streams
 from qir.calibration.data import DataSource, hold_out, is_random, open_data
 from qir.calibration.images import Images
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable, save
+from qir.codegen.exporter import model_message
+from qir.codegen.runnables import MOST_IN_MEMORY
+from qir.codegen.spool import discard_spool
 from qir.errors import DataError, OptionError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
@@ -142,6 +146,10 @@ def quantize(
         )
     whole, source = source, source if parts is None else parts.part
     pipeline = _with_options(pipeline, keep_float, recipe, input_range)
+    spool = None
+    if output is not None and calibration is None and golden is None and streams(pipeline, source):
+        spool = output.with_name(output.name + ".partial")
+        pipeline = streaming(pipeline, spool)
     images = Images.parse(preprocess, labels)
     calibration_data, held_out = _samples(pipeline, preset, calibration, source, golden is None, images)
     watch = progress or NoProgress()
@@ -208,6 +216,8 @@ def quantize(
     if output is not None:
         if report.passed:
             save(result.model, output)
+            if spool is not None:
+                discard_spool(spool)
             if manifest:
                 write_manifest(output, arguments, result.pipeline, report.versions)
         else:
@@ -332,7 +342,10 @@ def _measure(
     metric: Metric | None,
     images: Images | None,
 ) -> _Measured:
-    """Run the emitted model beside the float model. Without samples it is only loaded, to see what it executes."""
+    """Run the emitted model beside the float model. Without samples it is only loaded, to see what it executes, and not
+    even that where it is large."""
+    if golden is None and calibration is None and model_message(quantized).size > MOST_IN_MEMORY:
+        return _Measured("no data")
     with runnable(quantized) as int_model:
         executed = audit(quantized, int_model) if target.runs_here else Audit()
         measured = _Measured(

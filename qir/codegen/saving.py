@@ -147,6 +147,7 @@ def _write_data(file: BinaryIO, layout: dict[Value, ExternalEntry]) -> None:
             written.add(offset)
             file.seek(offset)
             _write(file, [data_of(value.const)])
+            value.const.release()
 
 
 def _write(file: BinaryIO, chunks: Iterator[bytes | memoryview] | list[memoryview]) -> None:

@@ -30,10 +30,11 @@ _SAMPLE_BYTES = 4096
 class ExternalFile:
     """A data file beside a model, mapped once, when the first of its tensors is read."""
 
-    __slots__ = ("_mapped", "path")
+    __slots__ = ("_map", "_mapped", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._map: mmap.mmap | None = None
         self._mapped: np.ndarray | None = None
 
     def view(self) -> np.ndarray:
@@ -41,9 +42,17 @@ class ExternalFile:
         if self._mapped is None:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-            self._mapped = np.frombuffer(mapped, np.uint8)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+            self._mapped = np.frombuffer(self._map if self._map is not None else b"", np.uint8)
         return self._mapped
+
+    def release(self, offset: int, length: int) -> None:
+        """Give the memory of these bytes back; whoever reads them again gets them from the file."""
+        if self._map is not None and hasattr(self._map, "madvise"):
+            start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = (offset + length) // mmap.PAGESIZE * mmap.PAGESIZE
+            if stop > start:
+                self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,11 @@ class Tensor:
             array = array.astype(array.dtype.newbyteorder("<"))
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
+    def release(self) -> None:
+        """Give back the memory of data that stands in a mapped file; it can be read again."""
+        if isinstance(self._content, ExternalLocation):
+            self._content.file.release(self._content.offset, self._content.length)
+
     def item(self) -> Any:
         """The one element, as a Python scalar. Raises ValueError for any other number of elements."""
         return self.numpy().item()
@@ -191,7 +205,9 @@ class Tensor:
             return (self.dtype, self.shape, self._content.seed)
         packed = self.packed()
         step = max(1, len(packed) // _SAMPLE_BYTES)
-        return (self.dtype, self.shape, hashlib.blake2b(packed[::step].tobytes(), digest_size=8).digest())
+        sample = packed[::step].tobytes()
+        self.release()
+        return (self.dtype, self.shape, hashlib.blake2b(sample, digest_size=8).digest())
 
     def digest(self) -> bytes:
         """16 bytes that tell contents apart (dtype and shape included), the same on every machine. Reads everything."""

@@ -1,0 +1,39 @@
+"""When a model's weights are quantized one by one, from file to file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qir.ir import Model, Tensor
+from qir.passes.emit_weight_only import EmitWeightOnly
+from qir.passes.quantize_weights import QuantizeWeights
+from qir.passes.stream_weights import StreamWeights
+from qir.pipeline import Pipeline
+
+__all__ = ["STREAM_FROM", "streaming", "streams"]
+
+STREAM_FROM = 1 << 30
+"""Bytes of weights in data files from which on they are streamed."""
+
+
+def streams(pipeline: Pipeline, model: Model, least: int = STREAM_FROM) -> bool:
+    """Whether the pipeline ends in weight-only quantization that needs no samples, and the model's data files hold
+    ``least`` bytes of weights."""
+    last = pipeline.passes[-2:]
+    if len(last) < 2 or not isinstance(last[0], QuantizeWeights) or not isinstance(last[1], EmitWeightOnly):
+        return False
+    return not pipeline.needs_calibration and _outside(model) >= least
+
+
+def streaming(pipeline: Pipeline, file: Path) -> Pipeline:
+    """The same pipeline with ``stream-weights`` at its end, which works in ``file``."""
+    *before, quantize, emit = pipeline.passes
+    assert isinstance(emit, EmitWeightOnly)
+    stream = StreamWeights(file=os.fspath(file), weights=str(Pipeline([quantize])), form=emit.form)
+    return Pipeline([*before, stream])
+
+
+def _outside(model: Model) -> int:
+    tensors = (value.const for graph in model.graph.graphs() for value in graph.initializers)
+    return sum(one.nbytes for one in tensors if isinstance(one, Tensor) and one.location is not None)
