@@ -210,15 +210,13 @@ def _became_constant(match: GraphMatch, part: list[int]) -> bool:
 def pair_replacements(match: GraphMatch, taken_a: Iterable[int], taken_b: Iterable[int]) -> None:
     """Pair what is left between the same neighbours, by maximum weight matching: another operator in the old one's
     place."""
-    import networkx
-
     gone_a, gone_b = set(taken_a), set(taken_b)
     for rest_a, rest_b in problems(match):
         left_a, left_b = ([n for n in rest if n not in gone] for rest, gone in ((rest_a, gone_a), (rest_b, gone_b)))
         if not left_a or not left_b or len(left_a) * len(left_b) > _MOST_PAIRS:
             continue
         around_b = [around(match, 1, [y]) for y in left_b]
-        graph = networkx.Graph()
+        edges: list[tuple[tuple[int, int], tuple[int, int], int]] = []
         for i, x in enumerate(left_a):
             mine = around(match, 0, [x])
             for j, y in enumerate(left_b):
@@ -228,11 +226,23 @@ def pair_replacements(match: GraphMatch, taken_a: Iterable[int], taken_b: Iterab
                 weight = 10 + 4 * len(mine.near & other.near)
                 weight += 8 * (match.a.op_keys[x] == match.b.op_keys[y])
                 weight += match.a.nodes[x].name == match.b.nodes[y].name != ""
-                graph.add_edge((0, x), (1, y), weight=1000 * weight - min(abs(i - j), 999))
-        for one, two in networkx.max_weight_matching(graph):
+                edges.append(((0, x), (1, y), 1000 * weight - min(abs(i - j), 999)))
+        for one, two in _heaviest(edges):
             x, y = (one[1], two[1]) if one[0] == 0 else (two[1], one[1])
             match.forward[x] = y
             match.backward[y] = x
+
+
+def _heaviest(
+    edges: list[tuple[tuple[int, int], tuple[int, int], int]],
+) -> Iterable[tuple[tuple[int, int], tuple[int, int]]]:
+    if len(edges) <= 1:
+        return [(one, two) for one, two, _ in edges]
+    import networkx
+
+    graph = networkx.Graph()
+    graph.add_weighted_edges_from(edges)
+    return list(networkx.max_weight_matching(graph))
 
 
 def _meet(one: set[object], two: set[object]) -> bool:

@@ -6,7 +6,6 @@ there, and what newer opsets take as an operand (``axes`` of Squeeze ...) is an 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 
 from qir.diff.folding import Folding, Note, resolve
 from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, OpId, SparseTensor, Tensor, Value
-from qir.ops.schema import OpSchema, schema_of
+from qir.ops.schema import schema_of
 
 __all__ = ["Constant", "Content", "Interner", "Slot", "View", "ViewMaker", "all_views", "attribute_key", "content_of"]
 
@@ -106,6 +105,10 @@ _BECAME_OPERANDS: dict[str, dict[str, int]] = {
 }
 
 
+# Attributes that only integer kernels have; a note says what they say.
+_OF_KERNELS = frozenset({"K", "N", "bits", "block_size", "accuracy_level", "channels_last", "gather_axis"})
+
+
 class ViewMaker:
     """Makes the views of one model; the interner is shared with the other model's."""
 
@@ -114,8 +117,7 @@ class ViewMaker:
         self.folding = folding
         self.intern = intern
         self._contents: dict[int, tuple[Constant, int, int]] = {}
-        self._schemas: dict[tuple[OpId, int], tuple[OpSchema | None, dict[str, Hashable]]] = {}
-        self._labels: dict[tuple[Any, ...], int] = {}
+        self._default_keys: dict[tuple[OpId, int], dict[str, Hashable]] = {}
 
     def view(self, graph: Graph, where: str = "") -> View:
         """The view of a graph and, inside, of its bodies."""
@@ -150,62 +152,87 @@ class ViewMaker:
         folded = self.folding.nodes.get(node)
         if folded is None:
             op = node.op_id if node.domain != "ai.onnx" else ("", node.op, node.overload)
-            operands = [(None, None) if v is None else resolve(v, self.folding) for v in node.inputs]
+            slots = self._slots(view, node)
         else:
             op, operands = folded
-        while operands and operands[-1][0] is None:
-            operands.pop()
-        slots = [
-            self._slot(view, index, value, note) for index, (value, note) in enumerate(operands) if value is not None
-        ]
+            slots = [self._slot(view, k, value, note) for k, (value, note) in enumerate(operands) if value is not None]
         attributes: dict[str, Attribute] = {}
-        keys: list[tuple[str, Hashable]] = []
         bodies: dict[str, list[View]] = {}
+        keys: tuple[tuple[str, Hashable], ...] = ()
         if node.attributes:
-            schema, defaults = self._schema(node)
-            lifted = _BECAME_OPERANDS.get(op[1], {}) if op[0] == "" else {}
-            for name, attribute in node.attributes.items():
-                if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS) and attribute.value is not None:
-                    bodies[name] = [
-                        self.view(body, _body_scope(view.where, node, name, index, len(attribute.graphs)))
-                        for index, body in enumerate(attribute.graphs)
-                    ]
-                    continue
-                if name in lifted and not attribute.ref and len(node.inputs) <= lifted[name]:
-                    slots.append(self._lifted(view, lifted[name], attribute))
-                    continue
-                key = attribute_key(attribute)
-                if (name in defaults and defaults[name] == key) or (folded and not _known(name, op, schema)):
-                    continue
-                attributes[name] = attribute
-                keys.append((name, key))
-        keys.sort()
+            keys = self._attributes(view, node, op, attributes, slots, bodies)
+        label = self.intern(("label", op, keys, _result_count(node)))
         view.ops.append(op)
         view.op_keys.append(self.intern(("op", op)))
-        label = self.intern(("label", op, tuple(keys), _result_count(node)))
         view.labels.append(label)
         view.attributes.append(attributes)
         if bodies:
-            from qir.diff.hashing import body_signature
-
             view.bodies[number] = bodies
-            inner: dict[Value, None] = {}
-            signatures = []
-            for name in sorted(bodies):
-                for body in bodies[name]:
-                    signature, captures = body_signature(body, self.intern)
-                    signatures.append((name, signature))
-                    inner.update(dict.fromkeys(captures))
-                    # Which of the node's captured operands each one is belongs to what the body computes.
-                    signatures.append(("captures", tuple(list(inner).index(value) for value in captures)))
-            for place, value in enumerate(inner):
-                slots.append(self._slot(view, CAPTURED + place, value, None))
-            view.strict.append(self.intern(("bodies", label, tuple(signatures))))
-        else:
-            view.strict.append(label)
-        if len(slots) > 1 and any(a.index > b.index for a, b in itertools.pairwise(slots)):
-            slots.sort(key=lambda slot: slot.index)
+            label = self._bodies(view, label, bodies, slots)
+        view.strict.append(label)
         view.slots.append(slots)
+
+    def _slots(self, view: View, node: Node) -> list[Slot]:
+        """The operands of a node that is what it is."""
+        alias, numbers = self.folding.alias, view.numbers
+        slots = []
+        for index, use in enumerate(node.uses):
+            if use is None:
+                continue
+            value = use.value
+            if value in alias:
+                slots.append(self._slot(view, index, *resolve(value, self.folding)))
+                continue
+            number = numbers.get(value)
+            slots.append(Slot(index, self._add_value(view, value) if number is None else number, None, 0))
+        return slots
+
+    def _attributes(
+        self,
+        view: View,
+        node: Node,
+        op: OpId,
+        attributes: dict[str, Attribute],
+        slots: list[Slot],
+        bodies: dict[str, list[View]],
+    ) -> tuple[tuple[str, Hashable], ...]:
+        """Sort the attributes of a node into what they are: attributes, operands, bodies. Returns the former's keys."""
+        defaults = self._defaults(node)
+        lifted = _BECAME_OPERANDS.get(op[1], {}) if op[0] == "" else {}
+        kernel = op != node.op_id
+        keys: list[tuple[str, Hashable]] = []
+        for name, attribute in node.attributes.items():
+            if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS) and attribute.value is not None:
+                bodies[name] = [
+                    self.view(body, _body_scope(view.where, node, name, index, len(attribute.graphs)))
+                    for index, body in enumerate(attribute.graphs)
+                ]
+            elif name in lifted and not attribute.ref and len(node.uses) <= lifted[name]:
+                slots.append(self._lifted(view, lifted[name], attribute))
+                slots.sort(key=lambda slot: slot.index)
+            elif not (kernel and name in _OF_KERNELS):
+                key = attribute_key(attribute)
+                if defaults.get(name) != key:
+                    attributes[name] = attribute
+                    keys.append((name, key))
+        keys.sort()
+        return tuple(keys)
+
+    def _bodies(self, view: View, label: int, bodies: dict[str, list[View]], slots: list[Slot]) -> int:
+        """Add what the bodies capture to a node's operands; returns its label with what they compute."""
+        from qir.diff.hashing import body_signature
+
+        places: dict[Value, int] = {}
+        signatures: list[Hashable] = []
+        for name in sorted(bodies):
+            for body in bodies[name]:
+                signature, captures = body_signature(body, self.intern)
+                for value in captures:
+                    places.setdefault(value, len(places))
+                # Which of the node's captured operands each one is belongs to what the body computes.
+                signatures.append((name, signature, tuple(places[value] for value in captures)))
+        slots += [self._slot(view, CAPTURED + place, value, None) for value, place in places.items()]
+        return self.intern(("bodies", label, tuple(signatures)))
 
     def _slot(self, view: View, index: int, value: Value | None, note: Note | None) -> Slot:
         assert value is not None
@@ -257,24 +284,19 @@ class ViewMaker:
         constant = content_of(value)
         return -1 if constant is None else self.content(constant)[1]
 
-    def _schema(self, node: Node) -> tuple[OpSchema | None, dict[str, Hashable]]:
+    def _defaults(self, node: Node) -> dict[str, Hashable]:
+        """Keys of the attributes that the operator has where a node does not say."""
         key = (node.op_id, id(node.graph) if self.model.functions else 0)
-        found = self._schemas.get(key)
+        found = self._default_keys.get(key)
         if found is None:
             schema = schema_of(node, self.model)
             specs = {} if schema is None else schema.attributes
-            defaults = {
+            found = self._default_keys[key] = {
                 name: attribute_key(Attribute.of(name, spec.default))
                 for name, spec in specs.items()
                 if spec.default is not None and spec.default != ()
             }
-            found = self._schemas[key] = (schema, defaults)
         return found
-
-
-def _known(name: str, op: OpId, schema: OpSchema | None) -> bool:
-    """Whether the float form of an integer kernel has this attribute; the kernels' own (bits, block_size) are notes."""
-    return name not in ("K", "N", "bits", "block_size", "accuracy_level", "channels_last", "gather_axis")
 
 
 def _is_constant(node: Node) -> bool:
