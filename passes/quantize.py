@@ -66,6 +66,8 @@ class Quantize(Pass):
         target = load_target(ctx.target)
         chosen = Recipe.open(self.recipe).with_float(self.keep_float).assign(model, ctx.reference)
 
+        wanted = {node for node, choice in chosen.items() if choice.precision in ("int8", "int8-dynamic")}
+
         def keep_float(node: Node) -> str | None:
             choice = chosen.get(node)
             if choice is not None and choice.precision == "float":
@@ -75,7 +77,7 @@ class Quantize(Pass):
         result = PassResult()
         annotator = _Annotator(self, target, chosen, result)
         for graph in model.graph.graphs():
-            plan = plan_regions(graph, target, keep_float, annotator.stored)
+            plan = plan_regions(graph, target, keep_float, annotator.stored, wanted)
             if _silent(graph):
                 plan.kept.update(dict.fromkeys(plan.integer, "no calibration sample ran the body that it stands in"))
                 plan.integer.clear()

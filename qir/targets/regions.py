@@ -7,7 +7,7 @@ integers: a quantizer less, and more accurate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,11 +65,13 @@ def plan_regions(
     target: Target,
     keep_float: Callable[[Node], str | None] | None = None,
     stored: Iterable[Value] = (),
+    wanted: Collection[Node] = (),
 ) -> RegionPlan:
     """The plan for one graph (its bodies are not entered), whose nodes must be in topological order.
 
     ``keep_float`` gives the reason for which a node must stay float, None where it need not. ``stored``: values of the
-    graphs around a body that are integers already.
+    graphs around a body that are integers already. ``wanted``: nodes that somebody asked for, which join wherever the
+    target has a form for them.
     """
     plan = RegionPlan()
     supplied: set[Value] = set(stored)
@@ -79,7 +81,7 @@ def plan_regions(
             if _is_heavy(node):
                 plan.kept[node] = target.reason_for_float(node.domain, node.op)
             continue
-        if not _is_candidate(node, rule, supplied):
+        if node not in wanted and not _is_candidate(node, rule, supplied):
             continue
         reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied, target)
         if reason is not None:
@@ -91,7 +93,7 @@ def plan_regions(
             supplied.update(node.outputs)
         elif rule.form not in FLOAT_RESULT:
             supplied.add(plan.result[node])
-    _drop_undemanded(plan)
+    _drop_undemanded(plan, wanted)
     return plan
 
 
@@ -328,12 +330,12 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(np.isfinite(tensor.numpy()).all())
 
 
-def _drop_undemanded(plan: RegionPlan) -> None:
-    """Remove, from the back, light nodes whose results nobody reads as integers."""
+def _drop_undemanded(plan: RegionPlan, wanted: Collection[Node]) -> None:
+    """Remove, from the back, light nodes whose results nobody reads as integers and nobody asked for."""
     demanded: set[Value] = set()
     for node in reversed(list(plan.integer)):
         rule = plan.integer[node]
-        if rule.form not in _SELF_STARTING:
+        if rule.form not in _SELF_STARTING and node not in wanted:
             results = node.outputs if rule.form is Form.MOVEMENT else (plan.result[node],)
             if not any(value in demanded for value in results):
                 del plan.integer[node], plan.result[node]
