@@ -54,7 +54,7 @@ class Partition(Pass):
     effect: ClassVar[Effect] = Effect.ANALYSIS
     keeps_observed: ClassVar[bool] = True
 
-    slack: float = 0.015
+    slack: float = 0.01
     small_us: float = 60.0
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:

@@ -31,11 +31,12 @@ OPTIMIZE = Preset(
     "Exact clean-up and fusion: the same function in fewer nodes.",
 )
 
-_PREPARE = "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize"
+_PREPARE = "inline-functions,widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize"
 
 INT8 = Preset(
     "int8",
-    f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,partition,rescue,mixed-precision,place,round-weights{{samples=16}},emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,partition,rescue,mixed-precision,partition,place,"
+    "round-weights{samples=16},emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
 )
 
@@ -55,7 +56,7 @@ _THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observe
 
 INT8_BEST = Preset(
     "int8-best",
-    f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,partition,rescue,mixed-precision,place,"
+    f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,partition,rescue,mixed-precision,partition,place,"
     "round-weights{sweeps=2},emit-qdq",
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )
