@@ -73,6 +73,8 @@ def _findings(model: Model, rules: Constraints) -> Iterator[Finding]:
         yield from _format(node, rules)
         if node.op == "QuantizeLinear":
             yield from _activation(node, rules)
+        if node.op.startswith("QLinear") or node.op == "QGemm":
+            yield from _codes(node, rules)
         if node.op in _WEIGHTED:
             yield from _weight(node, rules)
             yield from _bias(node, rules)
@@ -115,6 +117,16 @@ def _activation(node: Node, rules: Constraints) -> Iterator[Finding]:
         yield _found(
             node, "symmetric-activation", f"its zero point is {_first(params.zeros)}, the target has none but 0"
         )
+
+
+def _codes(node: Node, rules: Constraints) -> Iterator[Finding]:
+    """Of an operator that takes codes: its second and third operands are the first one's scale and zero point."""
+    zero = constant_of(node.input(2))
+    if zero is not None and zero.dtype.is_integer and zero.dtype not in rules.activations:
+        allowed = " or ".join(sorted(map(str, rules.activations)))
+        yield _found(node, "activation-type", f"it takes {zero.dtype}, the target runs {allowed}")
+    if zero is not None and rules.symmetric_activations and np.any(zero.numpy()):
+        yield _found(node, "symmetric-activation", f"its zero point is {_first(zero.numpy())}, not 0")
 
 
 def _weight(node: Node, rules: Constraints) -> Iterator[Finding]:

@@ -98,6 +98,20 @@ def test_traps_of_the_runtime_here() -> None:
     assert broken_rules(slow, "ort-cpu") == [("m", "slow-kernel")]
 
 
+@pytest.mark.parametrize(("kind", "zero", "found"), [("u8", 3, []), ("s8", 0, [("c", "activation-type")])])
+def test_operators_on_codes(kind: str, zero: int, found: list[tuple[str, str]]) -> None:
+    text = f"""
+    graph (%x: {kind}[1,2,4,4]) -> (%y) {{
+      @s: f32[] = 0.5
+      @z: {kind}[] = {zero}
+      @w: s8[3,2,1,1] = [1, 2, 3, 4, 5, 6]
+      @wz: s8[] = 0
+      %y: {kind}[1,3,4,4] = QLinearConv(%x, @s, @z, @w, @s, @wz, @s, @z) name="c"
+    }}"""
+    assert broken_rules(text, "ort-cpu") == found
+    assert ("c", "format") in broken_rules(text, "tensorrt")
+
+
 def test_forms_and_shapes() -> None:
     dynamic = """
     graph (%x: f32[N,2]) -> (%y) {
