@@ -9,6 +9,7 @@ from typing import Any
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
+from qir.calibration.statistics import MinMax
 from qir.frontend import load
 from qir.ir import DType, Interval, Model, Value
 from qir.passes.analyze_ranges import AnalyzeRanges, parse_input_ranges
@@ -42,7 +43,7 @@ def ranges(
     samples, name = 0, None
     if data is not None:
         opened = open_data(data, input_specs(source))
-        found = collect(source, values, opened, progress=progress or NoProgress())
+        found: dict[Value, MinMax] = collect(source, values, opened, progress=progress or NoProgress())
         seen = {value: statistic.interval for value, statistic in found.items()}
         samples, name = opened.count or 0, opened.name
     rows = [

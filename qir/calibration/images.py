@@ -132,7 +132,7 @@ def read_image(path: Path, images: Images, spec: InputSpec) -> np.ndarray:
     pixels = np.asarray(_sized(picture, images))
     if images.color == "bgr":
         pixels = pixels[:, :, ::-1]
-    array = pixels.astype(np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)[:, :, None]
+    array: np.ndarray = pixels.astype(np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)[:, :, None]
     array = array * np.float32(images.scale)
     for name, numbers in (("mean", images.mean), ("std", images.std)):
         if numbers and len(numbers) not in (1, array.shape[2]):
@@ -191,8 +191,9 @@ def _fitted(array: np.ndarray, spec: InputSpec, path: Path) -> np.ndarray:
         return array
     if spec.dtype.kind in "iu":
         low, high = np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max
-        return np.clip(np.rint(array), low, high).astype(spec.dtype)
-    return array.astype(spec.dtype)
+        array = np.clip(np.rint(array), low, high)
+    made: np.ndarray = array.astype(spec.dtype)
+    return made
 
 
 def _pillow() -> Any:

@@ -316,7 +316,7 @@ class _Bench:
             ranges = {
                 quantizer.node: (quantizer, _range(method, histogram)) for quantizer, histogram in histograms.values()
             }
-            yield from self._variant(method, lambda clones, ranges=ranges: _requantize(clones, ranges))  # type: ignore[misc]
+            yield from self._variant(method, lambda clones, ranges=ranges: _requantize(clones, ranges))
         inputs = [
             quantizer.node
             for units in (self._units[node] for node in nodes if node.op in _LINEAR)

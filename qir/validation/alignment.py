@@ -10,6 +10,7 @@ residual reads the same value).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -199,7 +200,7 @@ def _likeness(ours: Node, theirs: Node) -> float:
         array = None if value is None else _constant_array(value)
         if array is not None and array.size == wanted.size and array.size > 1:
             a, b = wanted.ravel().astype(np.float64), array.ravel().astype(np.float64)
-            return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-30))
+            return float(a @ b) / max(math.sqrt(float(a @ a) * float(b @ b)), 1e-30)
     return 0.0
 
 
