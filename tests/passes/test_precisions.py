@@ -1,0 +1,55 @@
+"""Each preset of another precision than int8, end to end on trained models: size and accuracy that the docs state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import qir
+from qir.pipeline import RemarkKind
+
+GOLDEN = Path(__file__).parents[2] / "golden_models"
+CASES = [
+    # preset, model, size at most, worst output in dB at least
+    ("fp16", "cnn-digits", 0.52, 65),
+    ("fp16-weights", "cnn-digits", 0.52, 70),
+    ("bf16", "cnn-digits", 0.52, 50),
+    ("codebook4", "cnn-digits", 0.22, 26),
+    ("codebook8", "cnn-digits", 0.34, 45),
+    ("log4", "cnn-digits", 0.20, 26),
+    ("log8", "cnn-digits", 0.32, 26),
+    ("fp8", "cnn-digits", 0.34, 25),
+    ("int16", "cnn-digits", 0.37, 40),
+    ("fp16", "adaptive-digits", 0.56, 60),
+    ("codebook4", "gru-words", 0.26, 27),
+    ("fp16", "lstm-gestures", 0.54, 70),
+]
+
+
+@pytest.mark.parametrize(("preset", "model", "size", "least"), CASES, ids=lambda value: str(value))
+def test_preset(preset: str, model: str, size: float, least: float) -> None:
+    folder = GOLDEN / model
+    report = qir.quantize(
+        folder / "model.onnx", calibration=folder / "calib.npz", golden=folder, preset=preset, latency_seconds=0
+    )
+    assert report.accuracy is not None and report.accuracy_plain is not None
+    assert min(report.accuracy.sqnr_min_db, report.accuracy_plain.sqnr_min_db) > least
+    assert report.size_after < size * report.size_before
+    emulated = any(r.kind is RemarkKind.NOTE and r.message.startswith("emulated on ort-cpu") for r in report.remarks)
+    assert emulated == (preset in ("fp16", "fp8", "int16"))
+    assert ("emulated on ort-cpu" in str(report)) == emulated
+
+
+@pytest.mark.parametrize("preset", ["fp16", "fp16-weights", "bf16", "codebook4", "codebook8", "log4", "log8"])
+def test_without_samples(preset: str) -> None:
+    folder = GOLDEN / "cnn-digits"
+    report = qir.quantize(folder / "model.onnx", golden=folder, preset=preset, latency_seconds=0)
+    assert report.sqnr_min_db is not None and report.sqnr_min_db > 15
+
+
+def test_keep_float_reaches_every_preset() -> None:
+    folder = GOLDEN / "cnn-digits"
+    for preset in ("fp16", "codebook4", "log4"):
+        report = qir.quantize(folder / "model.onnx", preset=preset, keep_float=["Gemm"], latency_seconds=0)
+        assert any("--keep-float says so ('Gemm')" in remark.message for remark in report.remarks)
