@@ -8,7 +8,8 @@ How things are counted (``Summary``):
 - The counts are numbers of list entries, never of nodes inside an entry. A region that was replaced ("Mul+Add+Erf+Mul
   -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator that computes in other numbers
   (float to int8), whatever number of QuantizeLinear and DequantizeLinear nodes that took: those are no entries.
-- An entry that says only that scales or zero points have other values counts in ``weights_changed``: they are constants.
+- An entry that says only that scales or zero points have other values counts in ``weights_changed``: those are
+  constants.
 - A constant whose content differs (values, shape or dtype) counts in ``weights_changed`` and nowhere else; one that
   several nodes read counts once. A weight that differs because its operator was quantized is part of that entry.
 - A node whose operand comes from an added node, or from what stood before a removed one, is not changed.
@@ -245,11 +246,11 @@ class QuantizationChange:
 class Change:
     """One entry of the list.
 
-    ``title`` is the sentence to print. ``before`` and ``after`` are short texts of either state (None: not there), with ``details``
-    aspect by aspect. ``old`` and ``new`` are the nodes concerned on either side: for a change of a node, the
-    node and its counterpart; for a weight, its readers; empty for changes of the model itself. ``where`` is the scope
-    as in ``NodeRef.where``. ``weight`` is there for ``weight-changed``, ``quantization`` for ``quantization-changed``
-    and for a node or region that changed in other ways as well.
+    ``title`` is the sentence to print. ``before`` and ``after`` are short texts of either state (None: not there), with
+    ``details`` aspect by aspect. ``old`` and ``new`` are the nodes concerned on either side: for a change of a node, it
+    and its counterpart; for a weight, its readers; empty for changes of the model itself. ``where`` is the scope as in
+    ``NodeRef.where``. ``weight`` is there for ``weight-changed`` and where other codes come with other scales,
+    ``quantization`` for ``quantization-changed`` and for a node or region that changed in other ways as well.
     """
 
     kind: ChangeKind

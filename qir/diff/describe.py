@@ -105,7 +105,8 @@ def _item(value: object) -> str:
 
 def content_text(constant: Constant, *, values: bool = False) -> str:
     """``f32[64,3,7,7]``; with ``values``, a few elements instead: ``[1, -1]``."""
-    kind = f"{'sparse ' if isinstance(constant, SparseTensor) else ''}{constant.dtype}[{','.join(map(str, constant.shape))}]"
+    sparse = "sparse " if isinstance(constant, SparseTensor) else ""
+    kind = f"{sparse}{constant.dtype}[{','.join(map(str, constant.shape))}]"
     if not values or isinstance(constant, SparseTensor) or constant.size > 6:
         return kind
     items = constant.numpy().reshape(-1)

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qir.diff.changes import Change, ChangeKind, Detail, GraphDiff, ModelSide, Summary
-from qir.diff.compare import Comparison, metadata_details
+from qir.diff.compare import Comparison
 from qir.diff.describe import Describer
 from qir.diff.facts import model_facts
 from qir.diff.folding import fold_model
+from qir.diff.pairs import metadata_details
 from qir.diff.view import Interner, View, ViewMaker, attribute_key
 from qir.errors import OptionError, suggest
 from qir.frontend.residue import absent_fields

@@ -55,7 +55,7 @@ def _most_first(counts: Counter[str]) -> dict[str, int]:
 
 
 def _constants(model: Model) -> list[Tensor]:
-    """Dense tensors of initializers and of Constant nodes; a sparse one stands for its values and indices. Each once."""
+    """Dense tensors of initializers and Constant nodes; a sparse one stands for its values and indices. Each once."""
     found: dict[int, Tensor] = {}
 
     def add(content: Constant | None) -> None:

@@ -5,7 +5,7 @@ In this order, each step on what the steps before left over:
 1. whole-graph ranks: equal upstream and downstream, then upstream, then downstream (contents of constants included);
 2. propagation along edges from matched nodes: producers by operand, readers where the choice is unique;
 3. the connected rests, each with the rests of the other graph that touch the same matched nodes: large ones are cut by
-   runs of equal nodes (in canonical order) and by ranks that forget what constants hold, small ones aligned at least cost;
+   runs of equal nodes (in canonical order) and by ranks that forget what constants hold, small ones aligned;
 What replaces one another between the same neighbours, as a region or one for one, is found afterwards (``regions``).
 Names of nodes, values and constants play no part here.
 """
@@ -31,7 +31,7 @@ _MOST_CELLS = 4_000_000
 _MOST_EDITS = 500
 _LONG_RUN = 6
 _COSTS = (0.0, 0.6, 0.9, 1.1)
-"""Of pairing nodes that are equal, equal but for what constants hold, of one operator and attributes, of one operator."""
+"""Of pairing nodes that are equal, equal but for what constants hold, alike in operator and attributes, in operator."""
 _COST_OTHER = 1.7
 """Of pairing different operators: less than leaving both alone, more than leaving one alone."""
 
@@ -370,7 +370,7 @@ def longest_increasing(numbers: Sequence[int]) -> list[int]:
 
 
 def _interface_pairs(old: Sequence[Value], new: Sequence[Value], *, by_name: bool) -> list[tuple[int, int]]:
-    """Inputs or outputs that correspond: by name where names are an interface, the rest in order by type, then dtype."""
+    """Inputs or outputs that correspond: by name where names are an interface, the rest by type, then by dtype."""
     if not by_name:
         return [(i, i) for i in range(min(len(old), len(new)))]
     left, right = dict(enumerate(old)), dict(enumerate(new))

@@ -93,7 +93,7 @@ def _place(match: GraphMatch, side: int, value: int, content: Content, partner: 
 
 
 def explained(m: GraphMatch, va: int, vb: int) -> bool:
-    """Whether two operands correspond: the same value, or what stood before a removed or stands behind an added node."""
+    """Whether two operands correspond: the same value, or what stands around an added or a removed node."""
     if m.same_value(va, vb):
         return True
     content_a, content_b = m.a.values[va], m.b.values[vb]

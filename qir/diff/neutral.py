@@ -11,7 +11,7 @@ __all__ = ["is_default_operand"]
 
 
 def is_default_operand(op: OpId, index: int, constant: Constant | None) -> bool:
-    """Whether leaving this constant operand out means the same: Pad's value 0, Slice's steps 1, Dropout's mode false."""
+    """Whether leaving this constant operand out means the same: Pad's value 0, Slice's steps 1, LSTM's state 0."""
     if not isinstance(constant, Tensor) or op[0] != "" or constant.size > 64:
         return False
     array = constant.numpy()

@@ -1,4 +1,4 @@
-"""Second thoughts: pairs that agree upstream but make their readers differ are exchanged where that leaves fewer changes.
+"""Second thoughts: pairs that agree upstream but make their readers differ are exchanged if that leaves fewer changes.
 
 Of two equal operators in a row one was removed, and equal computations upstream say which nothing can tell; or two
 constants were exchanged, and what is computed from them seems to have moved. The readers tell.

@@ -36,8 +36,8 @@ _FUSIONS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
 
 @dataclass(slots=True)
 class Region:
-    """Nodes of ``a`` for nodes of ``b``, by number; ``pair`` is the one matched pair among them, if there is one (a Conv
-    that took in a BatchNormalization). No nodes of ``b``: ``a``'s became a constant."""
+    """Nodes of ``a`` for nodes of ``b``, by number; ``pairs`` are the matched ones among them (a Conv that took in a
+    BatchNormalization). No nodes of ``b``: ``a``'s became a constant."""
 
     a: list[int] = field(default_factory=list)
     b: list[int] = field(default_factory=list)
@@ -121,7 +121,7 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
 
 
 def _grow(match: GraphMatch, regions: list[Region]) -> None:
-    """Let regions take in the nodes without a counterpart that are connected to them: what was simplified on the way."""
+    """Let regions take in the nodes without a counterpart that touch them: what was simplified on the way."""
     owners: list[dict[int, Region]] = [{}, {}]
     for region in regions:
         for side, nodes in enumerate((region.a, region.b)):

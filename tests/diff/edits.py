@@ -15,7 +15,7 @@ _FLOATS = (TensorProto.FLOAT,)
 
 Expected = Counter[str]
 Edit = Callable[[ModelProto, random.Random], Expected | None]
-"""Changes the model in place and returns the counts that a diff should show; None where the model has no place for it."""
+"""Changes the model in place and returns the counts that a diff should show; None where there is no place for it."""
 
 
 def copied(model: ModelProto) -> ModelProto:

@@ -1,4 +1,4 @@
-"""Random ModelProtos that are hard to match: repeated blocks with equal weights, parallel twins, few operators, bodies."""
+"""Random ModelProtos that are hard to match: repeated blocks of equal weights, twins, few operators, bodies."""
 
 from __future__ import annotations
 

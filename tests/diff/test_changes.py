@@ -176,8 +176,9 @@ def test_an_added_operand_and_a_rewired_one_are_changes() -> None:
 
 
 def test_operands_of_other_opsets_are_no_changes() -> None:
-    old = model("y = Squeeze <axes = [0]> (x)", opset=11, head="g (float[1,4] x) => (float[4] y)")
-    new = model("y = Squeeze(x, axes)", opset=13, head="g (float[1,4] x) => (float[4] y)", weights={"axes": np.array([0])})
+    head = "g (float[1,4] x) => (float[4] y)"
+    old = model("y = Squeeze <axes = [0]> (x)", opset=11, head=head)
+    new = model("y = Squeeze(x, axes)", opset=13, head=head, weights={"axes": np.array([0])})
     assert nonzero(diff(old, new)) == {"opsets_changed": 1}
     assert diff(old, new, ignore=["opset-changed"]).identical
 

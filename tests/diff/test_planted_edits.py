@@ -1,4 +1,4 @@
-"""The reported edit is the planted edit: every kind of edit in every golden model, in hard random graphs and in the zoo,
+"""The reported edit is the planted edit: every kind of edit in every golden model, in hard random graphs and the zoo,
 each time after everything was renamed, reordered and stored in another form."""
 
 from __future__ import annotations
