@@ -112,7 +112,7 @@ class CostTable:
         shape = weight.type.static_shape if weight is not None and isinstance(weight.type, TensorType) else None
         if shape is None:
             return self.node_us
-        group = node.get("group", 1)
+        group = int(node.get("group", 1))
         elements, channels = _elements(node.output), shape[0] // max(group, 1)
         pixels = elements / max(shape[0], 1)
         if group > 1 and channels <= 2 and shape[1] == 1:
