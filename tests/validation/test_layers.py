@@ -134,26 +134,42 @@ def test_advice_adds_to_the_recipe_that_was_given() -> None:
 
 
 def test_files_of_the_runtimes_own_quantizer_align_by_name(tmp_path: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    from tests.validation.readers import Reader
 
     source, samples = model(CHAIN), feeds(model(CHAIN))
     save(source, tmp_path / "float.onnx")
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(samples)
-
-        def get_next(self) -> Feed | None:
-            return next(self.left, None)
-
     for form in (QuantFormat.QDQ, QuantFormat.QOperator):
         path = tmp_path / f"{form.name}.onnx"
-        quantize_static(tmp_path / "float.onnx", path, Reader(), quant_format=form, per_channel=True)
+        quantize_static(tmp_path / "float.onnx", path, Reader(samples), quant_format=form, per_channel=True)
         report = compare(tmp_path / "float.onnx", path, samples, layers=True)
         nodes = {layer.node for layer in report.errors.layers}
         assert {"first", "second", "third", "head"} <= nodes, form
         assert all(len(line) <= 80 for line in str(report).splitlines()[1:]), str(report)
         assert 0 < report.errors.layers[-1].own_db < 60
+
+
+def test_sixteen_bit_models_have_rows_too(tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    from tests.validation.readers import Reader
+
+    source, samples = model(CHAIN), feeds(model(CHAIN))
+    save(source, tmp_path / "float.onnx")
+    quantize_static(
+        tmp_path / "float.onnx",
+        tmp_path / "q.onnx",
+        Reader(samples),
+        activation_type=QuantType.QUInt16,
+        weight_type=QuantType.QInt16,
+        extra_options={"UseQDQContribOps": True},
+    )
+    found = compare(tmp_path / "float.onnx", tmp_path / "q.onnx", samples, lines=0).errors
+    layers = {layer.node: layer for layer in found.ranked()}
+    assert {"first", "second", "third", "head"} <= set(layers)
+    assert 60 < layers["second"].own_db < 110 and layers["second"].grids[0].levels == 65536
 
 
 @pytest.mark.parametrize("name", ["encoder-moods", "adaptive-digits", "lstm-gestures", "detector-shapes"])
