@@ -311,8 +311,8 @@ class _Copy:
                 if node.name:
                     node.name = self.graph.fresh_name(f"{label}/{node.name}")
                 merge_origin(node, self.call)
-                for index, value in enumerate(node.inputs):
-                    if value in self.absent:
+                for index, operand in enumerate(node.inputs):
+                    if operand in self.absent:
                         node.set_input(index, None)
                 for name, attribute in node.attributes.items():
                     if attribute.ref:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from qir.ir import Dim, DType, Node, TensorType
+from qir.ir import Dim, DType, Node
 from qir.ops import dims
+from qir.passes.folding.sizes import named_sizes
 
 __all__ = ["MOST_ELEMENTS", "compute", "is_complete"]
 
@@ -54,7 +54,13 @@ def _shape(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.
 
 def _size(node: Node, operands: Sequence[np.ndarray | None], opset: int) -> np.ndarray | None:
     sizes = _sizes(node, operands)
-    return None if sizes is None else _scalar(reduce(dims.multiply, sizes, 1))
+    return None if sizes is None else _scalar(_fold(dims.multiply, sizes, 1))
+
+
+def _fold(function: Callable[[Dim, Dim], Dim], sizes: Sequence[Dim], total: Dim) -> Dim:
+    for size in sizes:
+        total = function(total, size)
+    return total
 
 
 def _scalar(item: object) -> np.ndarray:
@@ -68,10 +74,8 @@ def _sizes(node: Node, operands: Sequence[np.ndarray | None]) -> list[Dim] | Non
     if operands and operands[0] is not None:
         return list(operands[0].shape)
     value = node.input(0)
-    type_ = None if value is None else value.type
-    if not isinstance(type_, TensorType) or type_.shape is None:
-        return None
-    return list(type_.shape)
+    sizes = None if value is None else named_sizes(value)
+    return None if sizes is None else list(sizes)
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:
@@ -244,7 +248,7 @@ def _reduce(function: Callable[[Dim, Dim], Dim], start: int) -> Any:
             return None
         if listed is not None and [axis % 1 for axis in listed] != [0] * array.ndim:
             return None
-        total = _scalar(reduce(function, array.reshape(-1).tolist(), start))
+        total = _scalar(_fold(function, array.reshape(-1).tolist(), start))
         return total.reshape((1,) * array.ndim) if node.get("keepdims", 1) else total
 
     return apply

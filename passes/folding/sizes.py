@@ -10,11 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qir.ir import Dim, Node, Shape
+from qir.ir import Dim, Node, Shape, Value
 
-__all__ = ["constant_operand", "reshape_target"]
+__all__ = ["constant_operand", "named_sizes", "reshape_target"]
 
 _END = (1 << 63) - 1
+
+
+def named_sizes(value: Value) -> tuple[Dim, ...] | None:
+    """The shape of a value; an open size without a name gets one that only this value's axis has."""
+    if value.shape is None:
+        return None
+    return tuple(f"?{value.name}:{axis}" if dim is None else dim for axis, dim in enumerate(value.shape))
 
 
 def reshape_target(source: Shape | None, wanted: Sequence[Dim]) -> tuple[int, ...] | None:
@@ -41,7 +48,7 @@ def constant_operand(node: Node, operands: Sequence[np.ndarray | None], opset: i
     Those elements may be symbols or unknown. Empty where nothing can be said.
     """
     source = node.input(0)
-    shape = None if source is None else source.shape
+    shape = None if source is None else named_sizes(source)
     found: dict[int, np.ndarray | None] = {}
     match node.op:
         case "Reshape" if opset >= 5 and not node.get("allowzero", 0):
@@ -49,7 +56,7 @@ def constant_operand(node: Node, operands: Sequence[np.ndarray | None], opset: i
         case "Expand":
             found[1] = _array(_expand_target(shape, _items(operands, 1)))
         case "Slice" if opset >= 10:
-            found[2] = _array(_slice_ends(shape, *(_items(operands, index) for index in (1, 2, 3, 4)), node))
+            found[2] = _array(_slice_ends(shape, [_items(operands, index) for index in (1, 2, 3, 4)], node))
     return {index: array for index, array in found.items() if array is not None}
 
 
@@ -78,15 +85,9 @@ def _expand_target(shape: Shape | None, wanted: Sequence[Dim] | None) -> list[in
     return target
 
 
-def _slice_ends(
-    shape: Shape | None,
-    starts: Sequence[Dim] | None,
-    ends: Sequence[Dim] | None,
-    axes: Sequence[Dim] | None,
-    steps: Sequence[Dim] | None,
-    node: Node,
-) -> list[int] | None:
+def _slice_ends(shape: Shape | None, lists: Sequence[Sequence[Dim] | None], node: Node) -> list[int] | None:
     """Ends at the size of the axis itself become "to the end"."""
+    starts, ends, axes, steps = lists
     if shape is None or starts is None or ends is None or (axes is None) != (node.input(3) is None):
         return None
     if (steps is None) != (node.input(4) is None) or any(not isinstance(s, int) or s < 1 for s in steps or ()):

@@ -200,3 +200,37 @@ def test_a_size_without_a_name_is_not_taken_for_another(check_pass: CheckPass) -
         }
         """,
     )
+
+
+def test_a_size_without_a_name_is_known_to_be_its_own(check_pass: CheckPass) -> None:
+    check_pass(
+        """
+        graph (%x: f32[?,?,8]) -> (%y, %z) {
+          @h: s64[2] = [4, 2]
+          @first: s64[1] = [0]
+          @second: s64[1] = [1]
+          %s = Shape(%x)
+          %n = Gather(%s, @first)
+          %l = Gather(%s, @second)
+          %t = Concat(%n, %l, @h) {axis=0}
+          %y = Reshape(%x, %t)
+          %u = Concat(%l, %n, @h) {axis=0}
+          %z = Reshape(%x, %u)
+        }
+        """,
+        "fold-constants",
+        """
+        graph (%x: f32[?,?,8]) -> (%y, %z) {
+          @h: s64[2] = [4, 2]
+          @first: s64[1] = [0]
+          @second: s64[1] = [1]
+          @t_1: s64[4] = [0, 0, 4, 2]
+          %s: s64[3] = Shape(%x)
+          %n: s64[1] = Gather(%s, @first)
+          %l: s64[1] = Gather(%s, @second)
+          %y: f32[?,?,4,2] = Reshape(%x, @t_1)
+          %u: s64[4] = Concat(%l, %n, @h) {axis=0}
+          %z: f32[?,?,4,2] = Reshape(%x, %u)
+        }
+        """,
+    )

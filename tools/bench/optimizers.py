@@ -37,6 +37,7 @@ ZOO = ROOT.parent / "shared" / "zoo"
 TIMEOUT = 600  # seconds, for one optimizer on one model
 TOLERANCE = 1e-3  # difference over magnitude; float re-association in deep nets stays well below
 FEEDS = 4
+SECONDS = 1.0  # of interleaved timing, for one optimized model
 
 _PEERS = {
     "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(onnx.load(source))[0], target)",
@@ -172,7 +173,7 @@ def measure(path: Path, folder: Path, python: str, timing: bool) -> tuple[Result
             try:
                 result.difference = difference(expected, outputs(out, feeds))
                 if timing:
-                    result.latency = compare_latency(str(path), str(out), feeds)
+                    result.latency = compare_latency(str(path), str(out), feeds, seconds=SECONDS)
             except Exception as error:  # a model that does not run is a result too
                 result.error = f"does not run: {error}"[:80].replace("|", "/")
         results.append(result)
