@@ -86,7 +86,8 @@ def run_round(name: str, start: int, steps: int, examples: int = ROUND) -> int:
 def write_down(folder: Path, label: str, failure: Failed) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(failure.sample.model, folder / f"{label}.onnx")
-    np.savez(folder / f"{label}.npz", **{k: v[None] for k, v in feeds_of(failure.sample, 3, True).items()})
+    feeds: dict[str, Any] = {name: array[None] for name, array in feeds_of(failure.sample, 3, True).items()}
+    np.savez(folder / f"{label}.npz", **feeds)
     report = f"{failure}\n{failure.rest}\n{onnx.printer.to_text(failure.sample.model)}\n"
     (folder / f"{label}.txt").write_text(report)
 

@@ -241,7 +241,7 @@ class Op(Pattern):
         self.single_use = single_use
         self.leaks = leaks
         self._depth = 1 + max((pattern.depth for pattern in inputs), default=0)
-        self._feeders = tuple((i, ops) for i, pattern in enumerate(inputs) if (ops := _makers(pattern)))
+        self._feeders = tuple((i, makers) for i, pattern in enumerate(inputs) if (makers := _makers(pattern)))
 
     @property
     def depth(self) -> int:

@@ -125,6 +125,7 @@ def test_opt_times_the_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["opt", "m.onnx", "--plugin", "p.py", "--passes", "drop-identity", "--timing"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("100.0%  pipeline") and any(line.endswith("%    drop-identity") for line in lines)
+    assert any(line.endswith("%    verify") for line in lines)
 
 
 def test_a_bug_in_a_plugin_names_the_pass(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

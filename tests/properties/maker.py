@@ -115,7 +115,9 @@ class Maker:
             known.append(name)
         return name
 
-    def tensor(self, array: np.ndarray) -> str:
+    def tensor(self, content: np.ndarray | np.generic) -> str:
+        """A constant of any kind: a Constant node, or an initializer here or in the main graph."""
+        array = np.asarray(content)
         kind = self.integer(0, 5)
         if kind == 0:
             return self.one("Constant", [], value=numpy_helper.from_array(array))
@@ -135,7 +137,8 @@ class Maker:
         if not found:
             return None
         recent = found[-4:] if self.integer(0, 2) else found
-        return self.choose(recent)
+        value: Val = self.choose(recent)
+        return value
 
     def keep(self, name: str, shape: Sequence[int | str]) -> Val:
         value = Val(name, tuple(shape))

@@ -275,7 +275,10 @@ def composed(m: Maker) -> None:
             scaled = m.one("Mul", [m.one("Div", [centred, std]), m.weight((size,))])
             y = m.one("Add", [scaled, m.weight((size,))])
         case _:
-            six = m.one("Clip", [m.one("Add", [x.name, m.tensor(np.float32(3))]), *map(m.tensor, np.float32([0, 6]))])
+            six = m.one(
+                "Clip",
+                [m.one("Add", [x.name, m.tensor(np.float32(3))]), m.tensor(np.float32(0)), m.tensor(np.float32(6))],
+            )
             y = m.one("Div", [m.one("Mul", [x.name, six]), m.tensor(np.float32(6))])
     m.keep(y, x.shape)
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ def make_model(folder: Path, weight_bytes: int, size: int = 2048) -> Path:
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
 
-    def node(op: str, *inputs: str, **attributes: object) -> str:
+    def node(op: str, *inputs: str, **attributes: Any) -> str:
         name = f"n{len(nodes)}"
         nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name
@@ -57,7 +58,9 @@ def make_model(folder: Path, weight_bytes: int, size: int = 2048) -> Path:
     )
     x = "x"
     for i in range(count):
-        tensor = TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT, dims=[size, size], data_location=1)
+        tensor = TensorProto(
+            name=f"w{i}", data_type=TensorProto.FLOAT, dims=[size, size], data_location=TensorProto.EXTERNAL
+        )
         for key, value in (("location", "w.bin"), ("offset", i * one), ("length", one)):
             tensor.external_data.add(key=key, value=str(value))
         weights.append(tensor)
@@ -70,7 +73,7 @@ def make_model(folder: Path, weight_bytes: int, size: int = 2048) -> Path:
         y = node("Add", node("MatMul", turned, f"w{i}"), constant(f"b{i}", np.full(size, i)))
         gate = node("Add", node("Erf", node("Div", y, root)), unit)
         x = node("Identity", node("Add", x, node("Mul", node("Mul", y, gate), one_half)))
-    shape = ["N", "T", size]
+    shape: list[str | int | None] = ["N", "T", size]
     interface = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x)]
     graph = helper.make_graph(nodes, "large", interface[:1], interface[1:], weights)
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
@@ -80,7 +83,7 @@ def make_model(folder: Path, weight_bytes: int, size: int = 2048) -> Path:
     with open(folder / "w.bin", "wb") as file:
         for i in range(count):
             block[:] += np.float32(i)  # no two weights are equal
-            file.write(block)
+            file.write(block.data)
     return path
 
 

@@ -30,10 +30,9 @@ from qir.ir import Interval, Model
 from qir.ir.collector import collector_relaxed
 from qir.ir.parser import parse_model
 from qir.ir.printer import print_model
-from qir.ir.verifier import verify
 from qir.ops.shape_inference import infer
-from qir.ops.verifier import verify_schemas
 from qir.pipeline import Instrument, PassRun, Pipeline, Verdict, default_registry
+from qir.pipeline.verify import verify_model
 from tools.bench.graphs import SHAPES, make_graph
 
 STYLE = {"widen-float16": "half", "convert-opset": "old", "inline-functions": "calls"}
@@ -114,7 +113,7 @@ def step_seconds(name: str, path: Path, folder: Path) -> float:
             return _seconds(lambda: infer(model))
     infer(model)
     if name == "verify":
-        return _seconds(lambda: (verify(model), verify_schemas(model)))
+        return _seconds(lambda: verify_model(model))
     if name == "print":
         return _seconds(lambda: print_model(model))
     if name == "parse":
