@@ -455,8 +455,8 @@ def _affordable(reference: Model, nodes: int, feed: Arrays) -> int:
     return int(np.clip(_BUDGET // work, _FEWEST, _MOST))
 
 
-_BUDGET, _FEWEST, _MOST = 300_000_000_000, 4, 24
-"""Multiply-accumulates; some 20 seconds of one thread."""
+_BUDGET, _FEWEST, _MOST = 100_000_000_000, 4, 24
+"""Multiply-accumulates; some seconds of one thread."""
 
 
 def _costs(reference: Model, nodes: Sequence[Node], feed: Arrays, target: Target) -> dict[Node, float]:
