@@ -24,7 +24,8 @@ class ClusterWeights(Pass):
 
     ``tables``: how many tables a tensor gets; by default as many as ``overhead`` (of the codes' size, scales included)
     pays for. ``dim``: how many neighbouring numbers one code stands for (vector quantization; one table a tensor):
-    ``bits=8 dim=2`` takes 4 bits a number. Weights under ``min-size`` numbers stay float, as do biases and norms.
+    ``bits=8 dim=2`` takes 4 bits a number. Weights under ``min-size`` numbers, or ``min-channel`` a channel
+    (depthwise convolutions), stay float, as do biases and norms.
 
     Before::
 
@@ -44,6 +45,7 @@ class ClusterWeights(Pass):
     tables: int | None = None
     overhead: float = 0.2
     min_size: int = 512
+    min_channel: int = 32
     samples: int = 32
     rows: int = 8192
     keep_float: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ class ClusterWeights(Pass):
             raise ValueError("dim must be 1, 2, 4 or 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.samples, self.rows, self.keep_float)
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
         return store_weights(self, options, self._code, model, ctx)
 
     def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:

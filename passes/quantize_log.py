@@ -43,6 +43,7 @@ class QuantizeLog(Pass):
     base: Literal["auto", "2", "sqrt2"] = "auto"
     power_of_two_scale: bool = False
     min_size: int = 512
+    min_channel: int = 32
     samples: int = 32
     rows: int = 8192
     keep_float: tuple[str, ...] = ()
@@ -52,7 +53,7 @@ class QuantizeLog(Pass):
             raise ValueError("bits must be 2 to 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.samples, self.rows, self.keep_float)
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
         return store_weights(self, options, self._code, model, ctx)
 
     def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:

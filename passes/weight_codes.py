@@ -59,6 +59,7 @@ class WeightCodes:
     """Options that passes of stored codes have in common; see their fields of the same names."""
 
     min_size: int
+    min_channel: int
     samples: int
     rows: int
     keep_float: tuple[str, ...]
@@ -124,10 +125,14 @@ def _weights(owner: Pass, options: WeightCodes, model: Model, result: PassResult
             reason = next((why for use in readers if use.node is not None and (why := kept(use.node))), None)
             if reason is None and not np.isfinite(tensor.numpy()).all():
                 reason = "it holds an infinity or NaN"
+            axis = _channel_axis(reader.node, reader.index, tensor)
+            numbers = tensor.size if axis is None else tensor.size // max(tensor.shape[axis], 1)
+            if reason is None and numbers < options.min_channel:
+                reason = f"{numbers} numbers a channel need too much of a scale, and few bits harm them most"
             if reason is not None:
                 result.remarks.append(owner.missed(value, f"stays float: {reason}"))
                 continue
-            yield Weight(value, reader.node, _channel_axis(reader.node, reader.index, tensor))
+            yield Weight(value, reader.node, axis)
     if small:
         bytes_ = sum(value.tensor.nbytes for value in small if value.tensor is not None)
         message = (

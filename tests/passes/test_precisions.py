@@ -22,7 +22,7 @@ CASES = [
     ("fp8", "cnn-digits", 0.34, 25),
     ("int16", "cnn-digits", 0.37, 40),
     ("fp16", "adaptive-digits", 0.56, 60),
-    ("codebook4", "gru-words", 0.26, 27),
+    ("codebook4", "gru-words", 0.36, 27),
     ("fp16", "lstm-gestures", 0.54, 70),
 ]
 
