@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
 
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread_indices
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Model
 from qir.passes.calibrate import Calibrate
-from qir.passes.correct_bias import spread
 from qir.passes.evaluation import Evaluator
 from qir.passes.partition import Partition
 from qir.passes.quantize import Quantize
@@ -22,8 +22,12 @@ from qir.pipeline.pipeline import Pipeline
 
 __all__ = ["Tune"]
 
-Feeds = Sequence[Mapping[str, np.ndarray]]
+Feed = Mapping[str, np.ndarray]
 
+_FEWEST = 6
+"""Samples from which on some are kept apart."""
+_CORRECTING = 16
+"""Samples on which a trial corrects biases."""
 _EXACT_ENOUGH = 120.0
 """dB at which nothing is left to gain; a sample without any error counts as much."""
 
@@ -74,10 +78,12 @@ class Tune(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
         data = open_data(ctx.calibration, input_specs(model))
-        feeds = spread(data, self.samples + self.fit_samples)
-        checked = feeds[1::3][: self.samples] if len(feeds) >= 6 else feeds
-        fitted = [feed for index, feed in enumerate(feeds) if index % 3 != 1] if len(feeds) >= 6 else feeds
-        trial = _Trial(model, checked, fitted, ctx, self.recipe)
+        chosen = spread_indices(data, self.samples + self.fit_samples)
+        if len(chosen) >= _FEWEST:
+            checked, fitted = chosen[1::3][: self.samples], [i for place, i in enumerate(chosen) if place % 3 != 1]
+        else:
+            checked = fitted = chosen
+        trial = _Trial(model, _Picked(data, checked), _Picked(data, fitted), ctx, self.recipe)
         prepared: list[str] = []
         method = self.calibrate[0]
         best = trial.score(prepared, method)
@@ -122,14 +128,28 @@ class Tune(Pass):
         return scores, True
 
 
+class _Picked:
+    """Some feeds of a source, read again on each walk: in memory they would show in the peak for large samples."""
+
+    def __init__(self, data: Iterable[Feed], places: Sequence[int]) -> None:
+        self._data = data
+        self._places = frozenset(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (feed for place, feed in enumerate(self._data) if place in self._places)
+
+
 class _Trial:
     """Scores preparations of one model."""
 
-    def __init__(self, model: Model, checked: Feeds, fitted: Feeds, ctx: PassContext, recipe: str | None) -> None:
+    def __init__(self, model: Model, checked: _Picked, fitted: _Picked, ctx: PassContext, recipe: str | None) -> None:
         self._model = model
         self._recipe = recipe
-        self._ctx = replace(ctx, calibration=list(fitted))
-        self._evaluator = Evaluator(model, checked, self._ctx, fit=fitted[: len(checked)])
+        self._ctx = replace(ctx, calibration=fitted)
+        self._evaluator = Evaluator(model, list(checked), self._ctx, fit=list(islice(fitted, _CORRECTING)))
 
     def score(self, prepared: Sequence[str], method: str) -> np.ndarray | None:
         """SQNR in dB of the worst output, a sample each; None where the last preparation changes nothing."""
@@ -143,6 +163,7 @@ class _Trial:
         for pass_ in _passes((), method, self._recipe):
             pass_.run(copy, self._ctx)
         Quantize(recipe=self._recipe).run(copy, self._ctx)
+        Partition().run(copy, self._ctx)
         return np.asarray(np.minimum(self._evaluator.sample_sqnrs(copy), _EXACT_ENOUGH))
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "is_random",
     "open_data",
     "spread",
+    "spread_indices",
 ]
 
 HELD_OUT_FROM = 16  # samples; with fewer none is spared
@@ -132,11 +133,19 @@ def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
 
 def spread(data: object, count: int) -> list[Mapping[str, np.ndarray]]:
     """At most ``count`` feeds of a source, evenly spread over it."""
-    feeds = list(data) if length_hint(data, -1) < 0 else None  # type: ignore[call-overload]
-    total = len(feeds) if feeds is not None else length_hint(data)
-    wanted = {round(index * (total - 1) / max(count - 1, 1)) for index in range(count)} if total > count else None
-    source = feeds if feeds is not None else data
-    return [feed for index, feed in enumerate(source) if wanted is None or index in wanted]  # type: ignore[arg-type]
+    feeds: Iterable[Any] = data if length_hint(data, -1) >= 0 else list(data)  # type: ignore[call-overload, assignment]
+    wanted = set(spread_indices(feeds, count))
+    return [feed for index, feed in enumerate(feeds) if index in wanted]
+
+
+def spread_indices(data: Iterable[Any], count: int) -> list[int]:
+    """The places of at most ``count`` feeds, evenly spread; a source of unknown length is walked over to count it."""
+    total = length_hint(data, -1)
+    if total < 0:
+        total = sum(1 for _ in data)
+    if total <= count:
+        return list(range(total))
+    return sorted({round(index * (total - 1) / max(count - 1, 1)) for index in range(count)})
 
 
 def open_data(
