@@ -165,9 +165,9 @@ class PairComparison:
                     owner.parameters(m, x, y, index, note, other)
         if result is not None and form_key(result[0]) != form_key(result[1]):
             changed = True
-            for notes, note in ((notes_a, result[0]), (notes_b, result[1])):
-                if note is not None:
-                    notes[RESULT] = (None, note)
+            for notes, stored in ((notes_a, result[0]), (notes_b, result[1])):
+                if stored is not None:
+                    notes[RESULT] = (None, stored)
         if changed:
             owner.quantized_node(m, x)
         return owner.quantization_of(m, x, y, notes_a, notes_b) if changed else None
