@@ -126,7 +126,8 @@ _Part = tuple[int, dict[str, Any]]
 
 
 def _run_shard(job: _Job, feeds: Sequence[Feed]) -> _Part:
-    runner, statistics = job.start(), {}
+    runner = job.start()
+    statistics: dict[str, Any] = {}
     for feed in feeds:
         job.add(runner, feed, statistics)
     return len(feeds), statistics
