@@ -46,8 +46,8 @@ class ClusterWeights(Pass):
     overhead: float = 0.2
     min_size: int = 512
     min_channel: int = 32
-    samples: int = 32
-    rows: int = 8192
+    samples: int = 64
+    rows: int = 16384
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -44,8 +44,8 @@ class QuantizeLog(Pass):
     power_of_two_scale: bool = False
     min_size: int = 512
     min_channel: int = 32
-    samples: int = 32
-    rows: int = 8192
+    samples: int = 64
+    rows: int = 16384
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
