@@ -149,7 +149,7 @@ class Emitter:
         value = slot.value
         if slot.role is Role.LINEAR and form == "contrib" and blocked:
             self._matmul_nbits(slot, quant)
-        elif slot.role is Role.LOOKUP and form == "contrib" and blocked:
+        elif slot.role is Role.LOOKUP and form == "contrib" and blocked and slot.shape[1] * quant.dtype.bits % 8 == 0:
             self._gather_blocks(slot, quant)
         elif slot.role is Role.LOOKUP and form == "qdq" and blocked and quant.dtype.bits == 8:
             self._gather_codes(slot, quant)

@@ -27,9 +27,10 @@ from qir.runtime.session import OrtRunner
 
 __all__ = ["QuantizeWeights", "Weight", "gather_weights", "layout_of"]
 
-_NODE_BYTES = 400
-"""About what the nodes and names of a quantized weight take in the file."""
+_NODE_BYTES = 1500
+"""About the most that the nodes and names of a quantized weight take in the file."""
 _KERNEL = "weight-only"
+_LEAST_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,12 @@ class Weight:
 
 
 def layout_of(slot: WeightSlot, block_size: int | None) -> tuple[int, int | None]:
-    """(axis, block size): blocks along the sum where it is longer than one, or where a kernel wants blocks."""
-    if block_size is not None and (slot.role is not Role.OTHER or slot.shape[slot.axis] >= block_size):
-        return slot.axis, block_size
-    if slot.role is Role.LOOKUP or (slot.role is Role.LINEAR and block_size is None):
+    """(axis, block size): blocks along the sum where it is longer than one, or where a kernel wants blocks; no block is
+    more than twice as long as the sum, because kernels fill the last one."""
+    length = slot.shape[slot.axis]
+    if block_size is None or (slot.role is Role.OTHER and length < block_size):
         return slot.channel_axis, None
-    return slot.channel_axis, None
+    return slot.axis, min(block_size, max(_LEAST_BLOCK, 1 << (length - 1).bit_length()))
 
 
 def gather_weights(options: QuantizeWeights, model: Model, result: PassResult) -> list[Weight]:

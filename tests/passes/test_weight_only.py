@@ -1,0 +1,214 @@
+"""Weights in few bits: every form of every reader against numpy, optimisations off and on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qir
+from qir import golden_models
+from qir.cli import main
+from qir.codegen import to_bytes
+from qir.errors import DataError, OptionError
+from qir.ir import Model, StaticQuant, Tensor
+from qir.pipeline import Pipeline
+from qir.runtime.optimized import optimized_model
+from qir.runtime.session import PLAIN, OrtRunner
+from tests.passes.int8 import feeds, model
+
+FORMS = ("contrib", "qdq", "fold")
+LEVEL_4 = 2e-2  # accuracy level 4 quantizes activations to 8 bits
+
+
+def linear(k: int, n: int, kind: str) -> Model:
+    """y of x [4, K]; the weights are seeded."""
+    heads = {
+        "matmul": ("f32[2,2,{k}]", "f32[2,2,{n}]", "@w: f32[{k},{n}] #aa", "MatMul(%x, @w)"),
+        "gemm": ("f32[4,{k}]", "f32[4,{n}]", "@w: f32[{k},{n}] #ab", "Gemm(%x, @w, @b)"),
+        "gemm-transposed": ("f32[4,{k}]", "f32[4,{n}]", "@w: f32[{n},{k}] #ac", "Gemm(%x, @w, @b) {{transB=1}}"),
+        "gemm-scaled": ("f32[4,{k}]", "f32[4,{n}]", "@w: f32[{k},{n}] #ad", "Gemm(%x, @w, @b) {{alpha=0.5}}"),
+        "left": ("f32[{k},4]", "f32[{n},4]", "@w: f32[{n},{k}] #ae", "MatMul(@w, %x)"),
+        "batched": ("f32[3,2,{k}]", "f32[3,2,{n}]", "@w: f32[3,{k},{n}] #af", "MatMul(%x, @w)"),
+    }
+    x, y, w, call = (part.format(k=k, n=n) for part in heads[kind])
+    bias = f"  @b: f32[{n}] #ba\n" if "@b" in call else ""
+    return model(f"graph g(%x: {x}) -> (%y) {{\n  {w}\n{bias}  %y: {y} = {call}\n}}\n", opset=21)
+
+
+def quantized(source: Model, form: str, options: str = "") -> Model:
+    text = f"quantize-weights{{min-size=1 {options}}},emit-weight-only{{form={form}}}"
+    return Pipeline.parse(text).run(source).model
+
+
+def reference(source: Model, options: str) -> Model:
+    """The float model with the numbers that the codes stand for."""
+    annotated = Pipeline.parse(f"quantize-weights{{min-size=1 {options}}}").run(source).model
+    from qir.quant.arithmetic import fake_quantize
+
+    for node in annotated.walk():
+        node.kernel = None
+        for use in node.uses:
+            if use is not None and isinstance(use.quant, StaticQuant):
+                tensor = use.value.tensor
+                assert tensor is not None
+                use.value.const = Tensor.of(fake_quantize(tensor.numpy(), use.quant))
+                use.quant = qir.ir.UseQuantMarker.INHERIT
+    return annotated
+
+
+def outputs(source: Model, plain: bool, samples: list[dict[str, np.ndarray]]) -> np.ndarray:
+    runner = OrtRunner(to_bytes(source), PLAIN) if plain else OrtRunner(to_bytes(source))
+    return np.stack([np.asarray(runner.run(feed)["y"]) for feed in samples])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9))
+
+
+@pytest.mark.parametrize("kind", ["matmul", "gemm", "gemm-transposed", "gemm-scaled", "left", "batched"])
+@pytest.mark.parametrize(("k", "n"), [(64, 32), (50, 33), (32, 32), (7, 2)])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_reader_off_and_on(kind: str, k: int, n: int, form: str) -> None:
+    source = linear(k, n, kind)
+    samples = feeds(source, 2)
+    for options in ("bits=4", "bits=8 symmetric", "bits=4 block-size=16 symmetric", "bits=8 block-size=none"):
+        made = quantized(source, form, options)
+        wanted = outputs(reference(source, options), True, samples)
+        assert distance(outputs(made, True, samples), wanted) < LEVEL_4, options
+        assert distance(outputs(made, False, samples), wanted) < LEVEL_4, options
+        if form == "fold":
+            assert distance(outputs(made, False, samples), wanted) < 1e-5, options
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+@pytest.mark.parametrize("width", [64, 50, 33])
+def test_tables_come_out_exact(form: str, bits: int, symmetric: str, width: int) -> None:
+    text = f"graph g(%i: s64[2,3]) -> (%y) {{\n  @t: f32[9,{width}] #77\n  %y: f32[2,3,{width}] = Gather(@t, %i)\n}}\n"
+    source, options = model(text, opset=21), f"bits={bits} symmetric={symmetric}"
+    made, samples = quantized(source, form, options), feeds(source, 2)
+    wanted = outputs(reference(source, options), True, samples)
+    for plain in (True, False):
+        np.testing.assert_allclose(outputs(made, plain, samples), wanted, rtol=1e-5, atol=1e-6)
+    if form == "qdq" and bits == 8:
+        ops = optimized_model(to_bytes(made)).op_counts
+        assert sum(count for op, count in ops.items() if op.endswith("Gather")) >= 2  # codes and scales, not the table
+
+
+CONV = """
+graph g(%x: f32[1,40,6,6]) -> (%y) {
+  @w: f32[8,40,3,3] #31
+  @v: f32[8,1,3,3] #32
+  %c: f32[1,8,4,4] = Conv(%x, @w)
+  %y: f32[1,8,2,2] = Conv(%c, @v) {group=8}
+}
+"""
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_convolutions_are_folded_to_float_when_loaded(bits: int) -> None:
+    source, options = model(CONV, opset=21), f"bits={bits}"
+    made, samples = quantized(source, "auto", options), feeds(source, 2)
+    wanted = outputs(reference(source, options), True, samples)
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < 1e-5
+    executed = {op.rpartition("::")[2] for op in optimized_model(to_bytes(made)).op_counts}
+    assert not executed & {"Cast", "Mul", "DequantizeLinear"}
+
+
+TIED = """
+graph g(%i: s64[1,3]) -> (%y) {
+  @t: f32[48,64] #41
+  @shape: s64[2] = [3, 64]
+  %e: f32[1,3,64] = Gather(@t, %i)
+  %r: f32[3,64] = Reshape(%e, @shape)
+  %y: f32[3,48] = Gemm(%r, @t) {transB=1}
+}
+"""
+
+
+def test_a_tied_embedding_and_head_are_stored_once() -> None:
+    source = model(TIED, opset=21)
+    made, samples = quantized(source, "contrib"), feeds(source, 2)
+    wanted = outputs(reference(source, ""), True, samples)
+    assert distance(outputs(made, False, samples), wanted) < LEVEL_4
+    large = [value for value in made.graph.initializers if value.tensor is not None and value.tensor.nbytes > 1000]
+    assert [value.tensor.shape for value in large if value.tensor is not None] == [(48, 32)]
+    assert {node.op for node in made.walk()} >= {"MatMulNBits", "GatherBlockQuantized"}
+
+
+def test_qdq_and_contrib_run_on_the_same_kernel() -> None:
+    source = linear(64, 32, "matmul")
+    for form in ("qdq", "contrib"):
+        counts = optimized_model(to_bytes(quantized(source, form))).op_counts
+        assert [op.rpartition("::")[2] for op in counts] == ["MatMulNBits"]
+
+
+def test_auto_folds_many_rows_and_keeps_few() -> None:
+    def form(rows: int) -> set[str]:
+        text = f"graph g(%x: f32[{rows},256]) -> (%y) {{\n  @w: f32[256,256] #51\n  %y: f32[{rows},256] = MatMul(%x, @w)\n}}\n"
+        return {node.op for node in quantized(model(text, opset=21), "auto").walk()}
+
+    assert "MatMulNBits" in form(1) and "MatMulNBits" not in form(64)
+
+
+# Choices
+
+
+def test_small_and_named_weights_stay_float_with_a_reason() -> None:
+    source = linear(64, 32, "matmul")
+    result = Pipeline.parse("quantize-weights{min-size=4096}").run(source)
+    assert "fewer than min-size=4096" in str(result.remarks[-1])
+    result = Pipeline.parse("quantize-weights{min-size=1 keep-float=MatMul}").run(source)
+    assert "--keep-float says so" in str(result.remarks[-1]) and not list(_types(result.model))
+
+
+def _types(source: Model) -> list[StaticQuant]:
+    return [u.quant for n in source.walk() for u in n.uses if u is not None and isinstance(u.quant, StaticQuant)]
+
+
+def test_a_budget_mixes_bits_and_says_what_is_out_of_reach() -> None:
+    folder = golden_models.path("encoder-moods")
+    source = qir.load(folder / "model.onnx")
+    prepare = "canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize"
+    whole = len(to_bytes(source))
+    sizes = []
+    for share in (0.6, 0.8, 1.0):
+        text = f"{prepare},quantize-weights{{min-size=256 target-size={share}}},emit-weight-only"
+        made = Pipeline.parse(text).run(source).model
+        sizes.append(len(to_bytes(made)) / whole)
+        assert sizes[-1] <= share * 1.02
+    assert sizes[0] < sizes[1]
+    with pytest.raises(
+        OptionError, match=r"target-size=0.05 is out of reach: with every weight in 4 bits the file has"
+    ):
+        Pipeline.parse(f"{prepare},quantize-weights{{target-size=0.05}}").run(source)
+
+
+def test_gptq_needs_samples_and_auto_uses_them() -> None:
+    folder = golden_models.path("encoder-moods")
+    source = qir.load(folder / "model.onnx")
+    prepare = "canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize"
+    with pytest.raises(DataError, match="no calibration data to round weights on"):
+        Pipeline.parse(f"{prepare},quantize-weights{{rounding=gptq}}").run(source)
+    run = Pipeline.parse(f"{prepare},quantize-weights{{min-size=256}}").run(source, calibration=folder / "calib.npz")
+    assert run.passes[-1].statistics["rounded"] > 0
+
+
+@pytest.mark.parametrize("block", ["8", "48"])
+def test_block_sizes_that_no_kernel_has(block: str) -> None:
+    with pytest.raises(OptionError, match=f"block-size={block} is no power of two from 16 on"):
+        Pipeline.parse(f"quantize-weights{{block-size={block}}}")
+
+
+def test_the_preset_runs_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = golden_models.path("mlp-digits"), tmp_path / "out.onnx"
+    assert main(["quantize", str(folder / "model.onnx"), "-o", str(out), "--preset", "int4-weights"]) == 0
+    assert "no data" in capsys.readouterr().out
+    report = qir.quantize(
+        folder / "model.onnx", out, golden=folder / "eval.npz", preset="int8-weights", latency_seconds=0
+    )
+    assert report.sqnr_min_db is not None and report.sqnr_min_db > 30
