@@ -51,11 +51,15 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "int4+8 25%": ("int4-weights", "--set", "quantize-weights.target-size=0.25"),
     "fp16": ("fp16",),
     "fp16-weights": ("fp16-weights",),
+    "bf16": ("bf16",),
+    "int8-fp16": ("int8-fp16",),
+    "int16": ("int16",),
     "fp8": ("fp8",),
     "log4": ("log4",),
     "log8": ("log8",),
     "codebook4": ("codebook4",),
     "codebook8": ("codebook8",),
+    "codebook pairs": ("codebook4", "--set", "cluster-weights.bits=8", "--set", "cluster-weights.dim=2"),
 }
 """Name -> preset and further arguments of `qir quantize`."""
 
