@@ -321,7 +321,7 @@ class ModelFacts:
     bytes_by_dtype: Mapping[str, int]
     """Of the constants, largest first."""
     macs: int | None
-    """Multiply-accumulates of one run, bodies once; symbolic sizes count as 1; None where no shape is known."""
+    """Multiply-accumulates of one run where the file records the shapes, bodies once; None where it records none."""
     macs_unknown: int
     """How many nodes with products are missing in ``macs`` because their shapes are not known."""
     precision: Mapping[str, int]

@@ -194,9 +194,8 @@ def main() -> None:
                 seconds[size] = row.seconds
     if len(seconds) > 1:
         small, *_, large = sorted(seconds)
-        print(
-            f"\nqir: t({large})/t({small}) = {seconds[large] / seconds[small]:.1f} for {large / small:.1f} times the nodes"
-        )
+        growth, times = seconds[large] / seconds[small], large / small
+        print(f"\nqir: t({large})/t({small}) = {growth:.1f} for {times:.1f} times the nodes")
 
 
 if __name__ == "__main__":
