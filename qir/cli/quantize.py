@@ -66,6 +66,14 @@ def quantize(
             help="An option of a pass of the preset; 'qir passes PASS' shows them (may be repeated).",
         ),
     ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Weight-only presets: 4 bits, 8 bits or float per weight, so that the file has at most this share of "
+            "the float file, e.g. 30%.",
+        ),
+    ] = None,
     write_recipe: Annotated[
         Path | None,
         typer.Option(metavar="FILE.toml", help="Save what was decided for each node; --recipe gives it again."),
@@ -155,7 +163,7 @@ def quantize(
             target=target,
             keep_float=keep_float or (),
             recipe=recipe,
-            settings=set_ or (),
+            settings=[*(set_ or ()), *_size_setting(target_size)],
             input_range=input_range or (),
             min_sqnr=min_sqnr,
             max_drop=max_drop,
@@ -201,3 +209,14 @@ def _replay(manifest: Path, output: Path | None) -> None:
         typer.echo(f"other bytes than in the recorded run: {', '.join(changed)}")
         raise typer.Exit(1)
     typer.echo("the same bytes as in the recorded run" + (f", written to {str(output)!r}" if output else ""))
+
+
+def _size_setting(share: str | None) -> list[str]:
+    """`--target-size` as a setting of the pass that heeds it; `30%` and `0.3` are the same."""
+    if share is None:
+        return []
+    try:
+        number = float(share.removesuffix("%")) / (100 if share.endswith("%") else 1)
+    except ValueError:
+        raise OptionError(f"--target-size {share!r} is no share of the float file: write 30% or 0.3") from None
+    return [f"quantize-weights.target-size={number!r}"]

@@ -149,7 +149,8 @@ def test_qdq_and_contrib_run_on_the_same_kernel() -> None:
 
 def test_auto_folds_many_rows_and_keeps_few() -> None:
     def form(rows: int) -> set[str]:
-        text = f"graph g(%x: f32[{rows},256]) -> (%y) {{\n  @w: f32[256,256] #51\n  %y: f32[{rows},256] = MatMul(%x, @w)\n}}\n"
+        body = f"  @w: f32[256,256] #51\n  %y: f32[{rows},256] = MatMul(%x, @w)\n"
+        text = f"graph g(%x: f32[{rows},256]) -> (%y) {{\n{body}}}\n"
         return {node.op for node in quantized(model(text, opset=21), "auto").walk()}
 
     assert "MatMulNBits" in form(1) and "MatMulNBits" not in form(64)
@@ -212,3 +213,13 @@ def test_the_preset_runs_without_data(tmp_path: Path, capsys: pytest.CaptureFixt
         folder / "model.onnx", out, golden=folder / "eval.npz", preset="int8-weights", latency_seconds=0
     )
     assert report.sqnr_min_db is not None and report.sqnr_min_db > 30
+
+
+def test_target_size_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["quantize", str(golden_models.path("mlp-digits") / "model.onnx"), "-o", str(tmp_path / "out.onnx")]
+    assert main([*arguments, "--preset", "int4-weights", "--target-size", "60%"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--preset", "int4-weights", "--target-size", "small"]) == 2
+    assert "--target-size 'small' is no share of the float file: write 30% or 0.3" in capsys.readouterr().err
+    assert main([*arguments, "--preset", "optimize", "--target-size", "30%"]) == 2
+    assert "no pass 'quantize-weights' to set" in capsys.readouterr().err
