@@ -65,7 +65,7 @@ class Lift(Pass):
     def _remark(self, model: Model, reasons: dict[Node, str], result: PassResult) -> None:
         kept: Counter[str] = Counter()
         for node in model.walk():
-            if is_quantized(node):
+            if is_quantized(node) or node in reasons:
                 why = reasons.get(node, "its integers go to or come from nodes that are not lifted")
                 result.remarks.append(self.missed(node, f"{node.op} stays as it is: {why}"))
                 kept[node.op] += 1
