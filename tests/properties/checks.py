@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from hypothesis import assume
+from hypothesis import assume, reject
 from hypothesis import strategies as st
 
 from qir.codegen import export_model, to_bytes
+from qir.errors import ModelError
 from qir.frontend import import_model
 from qir.ir import Model
 from qir.ir.parser import parse_text
@@ -77,7 +78,10 @@ def assert_same(got: Sequence[Outputs], expected: Sequence[Outputs]) -> None:
 
 def reference_outputs(sample: Sample, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Outputs]:
     """What the model computes as it came; an example whose numbers leave the range of floats is not taken."""
-    expected = runs(sample.model.SerializeToString(), feeds)
+    try:
+        expected = runs(sample.model.SerializeToString(), feeds)
+    except ModelError:
+        reject()  # the runtime itself fails, e.g. 1.31 where bodies capture a cast to double and back
     assume(all(np.abs(array).max(initial=0.0) < 1e6 for run in expected for array in run.values()))
     return expected
 
