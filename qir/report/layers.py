@@ -177,9 +177,8 @@ def _short(value: float) -> str:
 
 
 def _fitted(cell: str, column: int) -> str:
-    """Text columns to the left, numbers to the right; long names lose their middle."""
+    """Text columns to the left, numbers to the right; long names lose their start."""
     width = _WIDTHS[column]
     if len(cell) > width:
-        half = (width - 2) // 2
-        cell = f"{cell[: width - 2 - half]}..{cell[-half:]}"
+        cell = f"..{cell[2 - width :]}"
     return cell.ljust(width) if column < 2 else cell.rjust(width)
