@@ -178,7 +178,7 @@ class Weight:
         if found is None or len(found) != slot.shape[slot.axis] or not found.any():
             return None
         counted = found / found.mean() + 1e-3  # nothing counts nothing: other inputs than the samples may come
-        return counted.reshape([-1 if axis == slot.axis else 1 for axis in range(len(slot.shape))])
+        return np.asarray(counted).reshape([-1 if axis == slot.axis else 1 for axis in range(len(slot.shape))])
 
     def types(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> list[StaticQuant]:
         """What each slot reads."""

@@ -133,7 +133,7 @@ def _codes(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray, bits: int, sym
     """Codes less their zero point."""
     low, high = _bounds(bits, symmetric)
     codes = np.rint(rows / scale[:, None])
-    return np.clip(codes, (low - zero)[:, None], (high - zero)[:, None], out=codes)
+    return np.asarray(np.clip(codes, (low - zero)[:, None], (high - zero)[:, None], out=codes))
 
 
 def _least_squares(
@@ -172,5 +172,5 @@ def _error(rows: np.ndarray, codes: np.ndarray, scale: np.ndarray, squares: np.n
     difference = codes * scale[:, None]
     difference -= rows
     if squares is None:
-        return np.einsum("ij,ij->i", difference, difference)
-    return np.einsum("ij,ij,ij->i", difference, difference, squares)
+        return np.asarray(np.einsum("ij,ij->i", difference, difference))
+    return np.asarray(np.einsum("ij,ij,ij->i", difference, difference, squares))
