@@ -1,4 +1,4 @@
-"""fuse: chains of like operators, reductions, norms before convolutions, SiLU and RMSNorm; outputs stay what they were."""
+"""fuse: chains of operators, reductions, norms before convolutions, SiLU, RMSNorm; outputs stay what they were."""
 
 from __future__ import annotations
 
