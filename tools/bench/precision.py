@@ -74,16 +74,22 @@ def _dynamic(model: str, out: str) -> None:
 
 def _nbits(bits: int, block: int, symmetric: bool, method: str = "default") -> Callable[[str, str], None]:
     def run(model: str, out: str) -> None:
+        import logging
+
         import onnx
+        import onnx.version_converter
         from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
+        logging.disable(logging.WARNING)  # it reports every node
+        # The quantizer raises the opset's number to 21 without converting anything, which makes older models invalid.
+        source = onnx.version_converter.convert_version(onnx.load(model), 21)
         config = None
         if method == "hqq":
             config = peer.HQQWeightOnlyQuantConfig(block_size=block, bits=bits)
         elif method == "k-quant":
             config = peer.KQuantWeightOnlyQuantConfig()
         quantizer = peer.MatMulNBitsQuantizer(
-            onnx.load(model), bits=bits, block_size=block, is_symmetric=symmetric, accuracy_level=4,
+            source, bits=bits, block_size=block, is_symmetric=symmetric, accuracy_level=4,
             op_types_to_quantize=("MatMul", "Gather"), algo_config=config,
         )  # fmt: skip
         quantizer.process()
