@@ -119,12 +119,12 @@ def quantize(
         "io_dtype": tuple(io_dtype),
     }
     output = None if output is None else Path(output)
-    if output is not None:
-        _check_writable(output)
     if report_to is not None:
         check_page_name(Path(report_to))
-        _check_writable(Path(report_to))
-        _check_inputs_survive(output, model, calibration, golden)
+    for target_file in (output, None if report_to is None else Path(report_to)):
+        if target_file is not None:
+            _check_writable(target_file)
+            _check_inputs_survive(target_file, model, calibration, golden)
     pipeline = with_format(Pipeline.parse(preset).with_settings(settings), format, load_target(target))
     pipeline = with_integer_io(pipeline, io_dtype)
     if calibration is None and golden is None and (min_sqnr is not None or max_drop is not None):

@@ -40,9 +40,7 @@ _FOREIGN = {
 }
 
 
-def load(
-    path: str | os.PathLike[str], *, allow_external_outside: bool = False, external_stubs: bool = False
-) -> Model:
+def load(path: str | os.PathLike[str], *, allow_external_outside: bool = False, external_stubs: bool = False) -> Model:
     """Read an ONNX file. Weights in external data files are mapped when they are first read.
 
     Raises ModelError where the file is absent, damaged or not ONNX, or its external data is missing, too short or

@@ -28,14 +28,14 @@ def test_a_pass_that_breaks_the_model_stops_the_run_and_is_undone(tmp_path: Path
     ) as found:
         pipeline("canonicalize,drop-ones", tmp_path).run(model, instruments=[NumericCheck(feeds())], in_place=True)
     assert found.value.exit_code == 1
-    assert ops(model).count("Mul") == 2
+    assert ops(model).count("Mul") == 1  # x * 1 is gone, x * 1.5 is there again
 
 
 def test_or_it_is_undone_and_the_run_goes_on(tmp_path: Path) -> None:
     check = NumericCheck(feeds(), on_failure="rollback")
     result = pipeline("drop-ones,canonicalize", tmp_path).run(chain([1.0, 1.5]), instruments=[check])
     assert [report.rolled_back for report in result.passes] == [True, False]
-    assert ops(result.model).count("Mul") == 2 and "Identity" not in ops(result.model)
+    assert ops(result.model).count("Mul") == 1 and "Identity" not in ops(result.model)
     assert [(failure.index, failure.pass_name) for failure in check.failures] == [(0, "drop-ones")]
     assert [str(remark)[:59] for remark in result.remarks[:1]] == [
         "[drop-ones] missed: rolled back, because it broke the model"

@@ -53,7 +53,12 @@ def _pass(doc: PassDoc) -> Iterator[str]:
     if doc.options:
         yield "| option | type | default | |\n|---|---|---|---|"
         for option in doc.options:
-            cells = (f"`{option.name}`", option.type_text, f"`{option.default}`", " ".join(_marked(option.text).split()))
+            cells = (
+                f"`{option.name}`",
+                option.type_text,
+                f"`{option.default}`",
+                " ".join(_marked(option.text).split()),
+            )
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         yield ""
 

@@ -26,5 +26,5 @@ def test_a_division_becomes_a_multiplication() -> None:
 
 
 def test_qir_finds_it_by_name() -> None:
-    text = "canonicalize,fold-constants,fuse,canonicalize,div-to-mul,canonicalize"
-    assert str(qir.Pipeline(["optimize-more"])) == text
+    steps = str(qir.Pipeline(["optimize-more"]))
+    assert steps == f"{qir.Pipeline(['optimize'])},div-to-mul,canonicalize"
