@@ -246,7 +246,7 @@ class Node(Linked):
     @property
     def is_read(self) -> bool:
         """Whether anything reads a result: a node, or a graph that hands it out."""
-        return any([value._uses for value in self._outputs])
+        return any(value._uses for value in self._outputs)
 
     def walk(self) -> Iterator[Node]:
         """This node and all nodes in its bodies."""

@@ -96,7 +96,8 @@ def interval_text(interval: Interval, brief: bool = False) -> str:
 
 def quant_text(quant: UseQuant, brief: bool = False) -> str:
     """``u8(0.02, 3)``, ``s8[axis=0]([0.1, 0.2], 0)``, ``s4[axis=0, block=32](...)``, ``dynamic(u8)``,
-    ``derived(s32, 0, 1)``, ``codebook[axis=0](4, [[...], ...], scale=[...])``; for a use also ``float`` and ``inherit``."""
+    ``derived(s32, 0, 1)``, ``codebook[axis=0](4, [[...], ...], scale=[...])``;
+    for a use also ``float`` and ``inherit``."""
     match quant:
         case UseQuantMarker():
             return quant.value

@@ -29,7 +29,8 @@ class QuantizationReport:
     ``accuracy_plain`` with them off; ``measured_on`` says on which samples. ``latency`` is float against emitted, one
     thread, interleaved; None where it was not asked for. ``executed`` counts the nodes that the runtime runs on
     integers and the heavy ones that it runs in float, by op. ``session_options``: what the runtime should be given.
-    ``integer_io``: what codes of integer inputs and outputs stand for. Without data there is no accuracy and no latency.
+    ``integer_io``: what codes of integer inputs and outputs stand for. Without data there is no
+    accuracy and no latency.
     """
 
     source: str
