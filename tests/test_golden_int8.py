@@ -63,14 +63,24 @@ def test_accuracy_reaches_what_golden_toml_expects(quantized: tuple[str, Quantiz
     assert qir.check(report.output or "", golden_models.path(name), min_sqnr=wanted - 1).passed
 
 
+FLOAT_IS_FASTER = ("mobile-sounds",)
+"""Depthwise convolutions between hard-swishes: on integers it runs at three quarters of float's speed."""
+
+
 def test_integers_are_executed(quantized: tuple[str, QuantizationReport, Path]) -> None:
-    _, report, _ = quantized
+    name, report, _ = quantized
+    if name in FLOAT_IS_FASTER:
+        assert report.stays_float and "they would be slower than float here" in str(report)
+        return
     assert sum(report.executed_integer.values()) > 0
     assert "QuantizeLinear" not in report.executed_integer
 
 
 def test_optimisations_on_and_off_agree(quantized: tuple[str, QuantizationReport, Path]) -> None:
     name, report, output = quantized
+    if report.stays_float:
+        assert report.accuracy.sqnr_min_db > 100
+        return
     optimized, plain = OrtRunner(str(output)), OrtRunner(str(output), PLAIN)
     # Integer kernels may round the other way: a fraction of what quantization itself costs.
     assert compare(plain, optimized, _feeds(name, plain)).sqnr_min_db >= expectation(name) - 3

@@ -18,6 +18,7 @@ from qir.validation.metrics import Comparison, finite_db
 __all__ = ["RANDOM_WARNING", "QuantizationReport"]
 
 _SHOWN_REMARKS = 12
+_NO_INTEGERS = "they would be slower than float here; '--preset int8-weights' makes the file smaller at float's speed"
 RANDOM_WARNING = "RANDOM DATA: ranges and accuracy mean nothing for real inputs; do not ship this model"
 
 
@@ -84,6 +85,12 @@ class QuantizationReport:
     @property
     def remarks(self) -> list[Remark]:
         return self.compilation.remarks
+
+    @property
+    def stays_float(self) -> bool:
+        """The target's cost table knows no placement of integers that is faster than float: nothing was quantized."""
+        slower = any(remark.pass_name == "partition" and remark.kind is RemarkKind.MISSED for remark in self.remarks)
+        return slower and not self.executed_integer
 
     @property
     def kept_float(self) -> list[Remark]:
@@ -176,7 +183,8 @@ class QuantizationReport:
     def _execution(self) -> list[str]:
         integer = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_integer.items())
         heavy = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_float.items())
-        lines = [f"  integers  {integer or 'none'}", f"  float     {heavy or 'nothing heavy'}"]
+        nothing = f"none: {_NO_INTEGERS}" if self.stays_float else "none"
+        lines = [f"  integers  {integer or nothing}", f"  float     {heavy or 'nothing heavy'}"]
         for name, quant in self.integer_io.items():
             scale, zero = quant.scale[0], quant.zero_point[0]
             lines.append(f"  i/o       {name!r} is {quant.dtype}: number = (code - {zero}) * {scale:.6g}")

@@ -38,7 +38,8 @@ def pages() -> dict[str, str]:
 def _passes() -> Iterator[str]:
     registry = default_registry()
     found = {name: registry.get(name) for name in registry}
-    yield "# Passes and presets\n\nWhat `qir passes` lists; `qir passes NAME` prints one of these entries.\n\n## Presets\n"
+    yield "# Passes and presets\n\nWhat `qir passes` lists; `qir passes NAME` prints one of these entries.\n"
+    yield "## Presets\n"
     for name, one in found.items():
         if isinstance(one, Preset):
             yield f"### {name}\n\n{_marked(one.doc)}\n\n```\n{one.text}\n```\n"
