@@ -82,8 +82,8 @@ class BenchReport:
             f"A {self.a}",
             f"B {self.b}",
             f"  {self.samples} samples of {self.data}, {threads}, {one.rounds} rounds, interleaved",
-            f"  {one.a_ms:.3f} ms -> {one.b_ms:.3f} ms: {one.ratio:.2f}x, 95 % interval {one.low:.2f} to {one.high:.2f};"
-            f" {verdict}",
+            f"  {one.a_ms:.3f} ms -> {one.b_ms:.3f} ms: {one.ratio:.2f}x, "
+            f"95 % interval {one.low:.2f} to {one.high:.2f}; {verdict}",
             f"  {'node':30} {'A us':>8} {'B us':>8} {'change':>8}  operators of B (A)",
         ]
         rows = self.rows()
