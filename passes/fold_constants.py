@@ -122,7 +122,7 @@ class _Folder:
 
     def visit(self, node: Node) -> None:
         self.settle(node)
-        if not self.may_fold(node):
+        if not self.is_open(node) or not self.may_fold(node):
             return
         if self.compute_here(node):
             return
@@ -135,6 +135,15 @@ class _Folder:
         self.sizes.update(zip(node.outputs, sizes, strict=True))
         if len(self.waiting) >= _BATCH:
             self.flush()
+
+    def is_open(self, node: Node) -> bool:
+        """Whether something is known of every operand, or the op asks for shapes alone: the cheapest question first."""
+        if node.op in ("Shape", "Size"):
+            return True
+        for use in node.uses:
+            if use is not None and use.value not in self.partial and not self.is_known(use.value):
+                return False
+        return True
 
     def may_fold(self, node: Node) -> bool:
         return (

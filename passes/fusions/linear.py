@@ -26,6 +26,8 @@ class _Linear:
     node: Node
     weight: np.ndarray
     bias: np.ndarray
+    stored: tuple[np.ndarray, np.ndarray] | None = None
+    """Weight and bias rounded to the weight's type, once they are final."""
 
     @classmethod
     def of(cls, node: Node) -> _Linear | str:
@@ -124,19 +126,20 @@ class _Linear:
         weight = constant_of(self.node.input(1))
         assert weight is not None, "the weight was a constant a moment ago"
         with np.errstate(over="ignore"):
-            stored = self.weight.astype(weight.dtype.numpy), self.bias.astype(weight.dtype.numpy)
-        if all(np.isfinite(array).all() for array in stored):
+            self.stored = self.weight.astype(weight.dtype.numpy), self.bias.astype(weight.dtype.numpy)
+        if np.isfinite(self.stored[0]).all() and np.isfinite(self.stored[1]).all():
             return None
         return f"the weights of {self.node.op} {self.node.label!r} would overflow {weight.dtype}"
 
     def write(self) -> None:
-        """Store the edited weights, in place where nothing else reads them."""
+        """Store the edited weights, which ``unwritable`` has judged, in place where nothing else reads them."""
         node = self.node
+        assert self.stored is not None, "the check comes first"
         weight = constant_of(node.input(1))
         assert weight is not None, "the weight was a constant a moment ago"
-        _write(node, 1, Tensor.of(self.weight.astype(weight.dtype.numpy), weight.dtype), "weight")
+        _write(node, 1, Tensor.of(self.stored[0], weight.dtype), "weight")
         if node.input(2) is not None or self.bias.any():
-            _write(node, 2, Tensor.of(self.bias.astype(weight.dtype.numpy), weight.dtype), "bias")
+            _write(node, 2, Tensor.of(self.stored[1], weight.dtype), "bias")
             if node.get("beta", 1.0) != 1.0:
                 node.set("beta", 1.0)
 

@@ -22,9 +22,10 @@ for _table in (neutral.RULES, layout.RULES, arithmetic.RULES):
 
 def simplify(node: Node, scope: Scope) -> str | None:
     """Apply the first simplification that fits; the name of its statistic, None where none does."""
-    if not any(value.uses for value in node.outputs):
-        return None  # dead, perhaps by the last one
-    for statistic, function in _BY_OP.get(node.op, ()):
-        if is_standard(node) and function(node, scope):
+    found = _BY_OP.get(node.op)
+    if found is None or not is_standard(node) or not node.is_read:  # dead, perhaps by the last one
+        return None
+    for statistic, function in found:
+        if function(node, scope):
             return statistic
     return None

@@ -7,7 +7,7 @@ pointers as they were, so that undoing edits in reverse order puts it back where
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Linked", "LinkedList"]
 
@@ -17,8 +17,8 @@ class Linked:
 
     __slots__ = ("_linked", "_next", "_prev")
 
-    _prev: Linked | None
-    _next: Linked | None
+    _prev: Any  # of the list's type, which a cast would check at the price of a call an item
+    _next: Any
     _linked: bool
 
     def __init__(self) -> None:
@@ -53,17 +53,17 @@ class LinkedList(Generic[T]):
         item = self._first
         while item is not None:
             yield item
-            item = cast("T | None", item._next)
+            item = item._next
             while item is not None and not item._linked:
-                item = cast("T | None", item._next)
+                item = item._next
 
     def __reversed__(self) -> Iterator[T]:
         item = self._last
         while item is not None:
             yield item
-            item = cast("T | None", item._prev)
+            item = item._prev
             while item is not None and not item._linked:
-                item = cast("T | None", item._prev)
+                item = item._prev
 
     @property
     def first(self) -> T | None:
@@ -75,7 +75,7 @@ class LinkedList(Generic[T]):
 
     def link(self, item: T, before: T | None = None) -> None:
         """Insert before ``before``; at the end where that is None."""
-        after = cast("T | None", before._prev) if before is not None else self._last
+        after = before._prev if before is not None else self._last
         item._prev, item._next = after, before
         if after is None:
             self._first = item
@@ -91,11 +91,11 @@ class LinkedList(Generic[T]):
     def unlink(self, item: T) -> None:
         before, after = item._prev, item._next
         if before is None:
-            self._first = cast("T | None", after)
+            self._first = after
         else:
             before._next = after
         if after is None:
-            self._last = cast("T | None", before)
+            self._last = before
         else:
             after._prev = before
         item._linked = False

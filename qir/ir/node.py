@@ -114,11 +114,11 @@ class Node(Linked):
 
     @property
     def previous(self) -> Node | None:
-        return self._prev  # type: ignore[return-value]
+        return self._prev
 
     @property
     def next(self) -> Node | None:
-        return self._next  # type: ignore[return-value]
+        return self._next
 
     @property
     def inputs(self) -> tuple[Value | None, ...]:
@@ -246,7 +246,10 @@ class Node(Linked):
     @property
     def is_read(self) -> bool:
         """Whether anything reads a result: a node, or a graph that hands it out."""
-        return any(value._uses for value in self._outputs)
+        for value in self._outputs:  # a plain loop: every walk asks
+            if value._uses._count:
+                return True
+        return False
 
     def walk(self) -> Iterator[Node]:
         """This node and all nodes in its bodies."""

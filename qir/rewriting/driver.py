@@ -198,8 +198,10 @@ class _Driver:
         for distance in range(self.furthest):
             following: list[Node] = []
             for node in frontier:
-                if self.reach.get(_root_of(node), 0) > distance:
+                if node not in self.queued and self.reach.get(_root_of(node), 0) > distance:
                     self.enqueue(node)
+                if distance + 1 == self.furthest:
+                    continue
                 for value in node.outputs:
                     for use in value.uses:
                         reader = use.node

@@ -136,11 +136,16 @@ def add_constant(anchor: Node, array: np.ndarray | Tensor, hint: str) -> Value:
 
 def is_annotated(node: Node) -> bool:
     """Whether a quantization annotation stands on the node, its results or its operands' uses."""
-    return (
-        node.kernel is not None
-        or any(value.quant is not None for value in node.outputs)
-        or any(use is not None and use.quant is not UseQuantMarker.INHERIT for use in node.uses)
-    )
+    if node.kernel is not None:
+        return True
+    for value in node.outputs:
+        if value.quant is not None:
+            return True
+    inherit = UseQuantMarker.INHERIT
+    for use in node.uses:
+        if use is not None and use.quant is not inherit:
+            return True
+    return False
 
 
 def merge_origin(kept: Node, gone: Node) -> None:

@@ -270,14 +270,19 @@ class Op(Pattern):
                 search.fail(lambda: f"{value.name!r} is not {known.name!r}")
 
     def may_match(self, node: Node) -> bool:
-        """False where the operators that make the operands show at once that the node does not fit."""
-        if not self._feeders:
-            return True
+        """False where its operator, or those that make the operands, show at once that the node does not fit."""
+        if node.op not in self.ops:
+            return False
         uses = node.uses
-        makers = [None if use is None or use.value.producer is None else use.value.producer.op for use in uses]
-        if node.op in _COMMUTATIVE:
-            return all(any(maker in ops for maker in makers) for _, ops in self._feeders)
-        return all(index < len(makers) and makers[index] in ops for index, ops in self._feeders)
+        commutes = node.op in _COMMUTATIVE
+        for index, ops in self._feeders:  # plain loops: this is asked of each rule at each node
+            for use in uses if commutes else uses[index : index + 1]:
+                maker = None if use is None else use.value.producer
+                if maker is not None and maker.op in ops:
+                    break
+            else:
+                return False
+        return True
 
     def match_node(self, node: Node, search: Search) -> Iterator[None]:
         """Yield once for each way in which the node itself fits."""
@@ -309,7 +314,7 @@ class Op(Pattern):
             search.fail(lambda: f"{node.op} {node.label!r} has {len(operands)} operands, expected {len(fixed)}")
             return
         pairs = [(pattern, operands[i] if i < len(operands) else None) for i, pattern in enumerate(fixed)]
-        for _ in _in_turn(pairs, search):
+        for _ in _in_turn(pairs, 0, search):
             if rest is None:
                 yield
             else:
@@ -328,14 +333,18 @@ def _makers(pattern: Pattern) -> frozenset[str]:
             return frozenset()
 
 
-def _in_turn(pairs: Sequence[tuple[Pattern, Value | None]], search: Search) -> Iterator[None]:
-    """Match each value to its pattern, one within the other, so that a later failure tries the earlier again."""
-    if not pairs:
+def _in_turn(pairs: Sequence[tuple[Pattern, Value | None]], first: int, search: Search) -> Iterator[None]:
+    """Match each value, from the ``first``, to its pattern, one within the other, so that a later failure tries the
+    earlier again."""
+    if first == len(pairs):
         yield
         return
-    pattern, value = pairs[0]
+    pattern, value = pairs[first]
+    if first == len(pairs) - 1:
+        yield from pattern.match(value, search)
+        return
     for _ in pattern.match(value, search):
-        yield from _in_turn(pairs[1:], search)
+        yield from _in_turn(pairs, first + 1, search)
 
 
 def _origin(value: Value | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any as Object
 
@@ -141,14 +141,15 @@ class Rule:
     def match(self, node: Node, model: Model | None = None) -> Match | Refused | None:
         """The first match with ``node`` at its root that nothing speaks against; else the first refusal; else None."""
         assert node.graph is not None, "an erased node cannot be matched"
-        return self._search(node, model, Search(node.graph))
+        roots = [root for root in self._root_patterns() if root.may_match(node)]
+        return self._search(node, model, roots, Search(node.graph)) if roots else None
 
     def explain(self, node: Node, model: Model | None = None) -> str:
         """One line on how far the best match with ``node`` at its root gets, and where it stops."""
         if node.graph is None:
             return f"rule {self.name!r}: the node was erased"
         search = Search(node.graph, traced=True)
-        found = self._search(node, model, search)
+        found = self._search(node, model, self._root_patterns(), search)
         where = f"rule {self.name!r} at {node.op} {node.label!r}"
         if isinstance(found, Match):
             note = "; it carries quantization annotations, so it is left alone"
@@ -160,18 +161,18 @@ class Rule:
         so_far = f"matched {len(set(search.furthest))} of at most {total} nodes ({reached}), then: " if reached else ""
         return f"{where}: {so_far}{search.obstacle}"
 
-    def _root_patterns(self) -> Iterator[Op]:
-        alternatives = self.pattern.alternatives if isinstance(self.pattern, OneOf) else (self.pattern,)
-        for alternative in alternatives:
-            if not isinstance(alternative, Op):
-                raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
-            yield alternative
+    def _root_patterns(self) -> Sequence[Op]:
+        pattern = self.pattern
+        if isinstance(pattern, Op):
+            return (pattern,)
+        roots = [alternative for alternative in pattern.alternatives if isinstance(alternative, Op)]
+        if len(roots) < len(pattern.alternatives):
+            raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
+        return roots
 
-    def _search(self, node: Node, model: Model | None, search: Search) -> Match | Refused | None:
+    def _search(self, node: Node, model: Model | None, roots: Sequence[Op], search: Search) -> Match | Refused | None:
         refused: Refused | None = None
-        for root in self._root_patterns():
-            if not (search.traced or root.may_match(node)):
-                continue
+        for root in roots:
             for _ in root.match_node(node, search):
                 match = Match(node, search, model)
                 reason = _leak(search) or (self.check(match) if self.check is not None else None)
