@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, Value
+from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, UseQuantMarker, Value
 from qir.passes.simplifications import Scope, simplify
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
@@ -214,8 +215,15 @@ def _root(graph: Graph) -> Graph:
 
 def _signature(node: Node) -> Hashable:
     """Equal for nodes that compute the same; attributes that hold tensors are compared later."""
-    operands = tuple([None if use is None else (id(use.value), use.quant) for use in node.uses])
-    attributes = tuple([_attribute_key(node.attributes[name]) for name in sorted(node.attributes)])
+    inherit = UseQuantMarker.INHERIT
+    operands = tuple(
+        [
+            None if use is None else id(use.value) if use.quant is inherit else (id(use.value), use.quant)
+            for use in node.uses
+        ]
+    )
+    found = node.attributes
+    attributes = tuple([_attribute_key(found[name]) for name in sorted(found)]) if found else ()
     return (node.op_id, operands, attributes, len(node.outputs), node.kernel, node.region)
 
 
@@ -223,9 +231,9 @@ def _attribute_key(attribute: Attribute) -> Hashable:
     value = attribute.value
     match attribute.kind:
         case AttrKind.FLOAT if value is not None:
-            value = np.float32(value).tobytes()  # so that NaN equals itself and 0.0 is not -0.0
+            value = struct.pack("d", value)  # so that NaN equals itself and 0.0 is not -0.0
         case AttrKind.FLOATS if value is not None:
-            value = np.array(value, np.float32).tobytes()
+            value = struct.pack(f"{len(value)}d", *value)
         case AttrKind.INT | AttrKind.INTS | AttrKind.STRING | AttrKind.STRINGS:
             pass
         case _:

@@ -48,6 +48,7 @@ class DType(enum.Enum):
     FLOAT6E2M3 = (27, "f6e2m3", 6)
     FLOAT6E3M2 = (28, "f6e3m2", 6)
 
+    __hash__ = object.__hash__  # by identity, as members are compared; Enum's own calls into Python
     # Written out, not inherited from Enum's descriptor: these are read for every value of a 100,000-node graph.
     code: int
     text: str

@@ -107,12 +107,14 @@ class Journal:
 
         seen: dict[Node, None] = {}
         for edit in self.edits[since:]:
+            if edit.field not in _NODE_EDITS:
+                continue
             node = edit.subject
             if isinstance(node, Use):
                 node = node._owner
             if isinstance(node, Graph):
                 node = node.owner  # another output of a body is another result of the node around it
-            if isinstance(node, Node) and node.graph is not None and edit.field in _NODE_EDITS:
+            if isinstance(node, Node) and node.graph is not None:
                 seen[node] = None
         return list(seen)
 

@@ -29,6 +29,7 @@ __all__ = [
 class UseQuantMarker(enum.Enum):
     """What a use reads when it names no type of its own."""
 
+    __hash__ = object.__hash__  # Enum's own calls into Python, and every use of every node is asked
     INHERIT = "inherit"
     """The value as its producer stores it."""
     FLOAT = "float"

@@ -78,7 +78,7 @@ class Tensor:
     own name is that of its Value.
     """
 
-    __slots__ = ("_array", "_content", "_digest", "doc", "dtype", "extra", "metadata", "name", "shape")
+    __slots__ = ("_array", "_bucket", "_content", "_digest", "doc", "dtype", "extra", "metadata", "name", "shape")
 
     def __init__(
         self,
@@ -99,6 +99,7 @@ class Tensor:
         self.extra = extra
         self._content = content
         self._digest: bytes | None = None
+        self._bucket: tuple[object, ...] | None = None
         self._array: np.ndarray | None = None
         if isinstance(content, np.ndarray):
             if content.shape != shape or content.dtype != dtype.numpy:
@@ -194,11 +195,16 @@ class Tensor:
         other = Tensor(
             self.dtype, self.shape, self._content, name=name, doc=self.doc, metadata=self.metadata, extra=self.extra
         )
-        other._digest = self._digest
+        other._digest, other._bucket = self._digest, self._bucket
         return other
 
     def bucket(self) -> tuple[object, ...]:
         """Equal for equal contents, cheap, and rarely equal otherwise: dtype, shape and a hash of a sample."""
+        if self._bucket is None:
+            self._bucket = self._new_bucket()
+        return self._bucket
+
+    def _new_bucket(self) -> tuple[object, ...]:
         if self.dtype is DType.STRING:
             return (self.dtype, self.shape, self.digest())
         if isinstance(self._content, Stub):

@@ -106,7 +106,8 @@ class _Driver:
     def visit(self, node: Node) -> None:
         for rule in self.rules_for(node):
             found = rule.match(node, self.model)
-            self.refused.pop((rule.name, node), None)
+            if self.refused:
+                self.refused.pop((rule.name, node), None)
             if isinstance(found, Match):
                 found = _guard(rule, found)
             if found is None:

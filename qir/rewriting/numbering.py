@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qir.ir import Node, Provenance
 from qir.ir.provenance import flatten
@@ -12,8 +13,7 @@ __all__ = ["Application", "Numbering"]
 _MOST_SOURCES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Application:
+class Application(NamedTuple):
     """One rewrite that was made."""
 
     number: int

@@ -19,7 +19,7 @@ import numpy as np
 
 from qir.ir import Node, Value
 from qir.rewriting.edits import constant_of
-from qir.rewriting.search import Search
+from qir.rewriting.search import NOTHING_HELD, Held, Search
 
 __all__ = ["Any", "Const", "Maybe", "OneOf", "Op", "Pattern", "Rest"]
 
@@ -34,8 +34,18 @@ class Pattern:
 
     __slots__ = ()
 
+    plain: bool = False
+    """It fits in one way at most, so that ``hold`` can say at once."""
+
     def match(self, value: Value | None, search: Search) -> Iterator[None]:
         """Yield once for each way in which ``value`` fits; the bindings hold while the caller looks at them."""
+        held = self.hold(value, search)
+        if held is not None:
+            yield
+            search.let_go(held)
+
+    def hold(self, value: Value | None, search: Search) -> Held | None:
+        """Of a plain pattern: bind ``value`` until the search lets go of it; None where it does not fit."""
         raise NotImplementedError
 
     @property
@@ -52,17 +62,20 @@ class Any(Pattern):
 
     __slots__ = ("name", "where")
 
+    plain = True
+
     def __init__(self, name: str = "", where: Callable[[Value], bool] | None = None) -> None:
         self.name = name
         self.where = where
 
-    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+    def hold(self, value: Value | None, search: Search) -> Held | None:
         if value is None:
             search.fail(lambda: f"{self.describe()} is missing")
         elif self.where is not None and not self.where(value):
             search.fail(lambda: f"{value.name!r} does not satisfy the condition on {self.describe()}")
         else:
-            yield from search.bind(self, self.name, value)
+            return search.hold(self, self.name, value)
+        return None
 
     def describe(self) -> str:
         return self.name or "operand"
@@ -75,6 +88,8 @@ class Const(Pattern):
     """
 
     __slots__ = ("name", "scalar", "tolerance", "value", "where")
+
+    plain = True
 
     def __init__(
         self,
@@ -91,7 +106,7 @@ class Const(Pattern):
         self.scalar = scalar
         self.tolerance = tolerance
 
-    def match(self, value: Value | None, search: Search) -> Iterator[None]:
+    def hold(self, value: Value | None, search: Search) -> Held | None:
         tensor = constant_of(value)
         if value is None or tensor is None:
             search.fail(lambda: f"{'nothing' if value is None else repr(value.name)} is no constant")
@@ -102,7 +117,8 @@ class Const(Pattern):
         elif self.where is not None and not self.where(tensor.numpy()):
             search.fail(lambda: f"constant {value.name!r} does not satisfy the condition on {self.describe()}")
         else:
-            yield from search.bind(self, self.name, value)
+            return search.hold(self, self.name, value)
+        return None
 
     def _equals(self, array: np.ndarray | None) -> bool:
         if array is None or array.size == 0 or array.dtype.kind in "OSU":
@@ -118,10 +134,14 @@ class Const(Pattern):
 class Maybe(Pattern):
     """An optional operand: missing, or what ``pattern`` says."""
 
-    __slots__ = ("pattern",)
+    __slots__ = ("pattern", "plain")
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
+        self.plain = pattern.plain
+
+    def hold(self, value: Value | None, search: Search) -> Held | None:
+        return NOTHING_HELD if value is None else self.pattern.hold(value, search)
 
     def match(self, value: Value | None, search: Search) -> Iterator[None]:
         if value is None:
@@ -336,15 +356,22 @@ def _makers(pattern: Pattern) -> frozenset[str]:
 def _in_turn(pairs: Sequence[tuple[Pattern, Value | None]], first: int, search: Search) -> Iterator[None]:
     """Match each value, from the ``first``, to its pattern, one within the other, so that a later failure tries the
     earlier again."""
-    if first == len(pairs):
+    held: list[Held] = []
+    for index in range(first, len(pairs)):
+        pattern, value = pairs[index]
+        if pattern.plain:
+            binding = pattern.hold(value, search)
+            if binding is None:
+                break
+            held.append(binding)
+            continue
+        for _ in pattern.match(value, search):
+            yield from _in_turn(pairs, index + 1, search)
+        break
+    else:
         yield
-        return
-    pattern, value = pairs[first]
-    if first == len(pairs) - 1:
-        yield from pattern.match(value, search)
-        return
-    for _ in pattern.match(value, search):
-        yield from _in_turn(pairs, first + 1, search)
+    for binding in reversed(held):
+        search.let_go(binding)
 
 
 def _origin(value: Value | None) -> str:

@@ -7,7 +7,11 @@ from contextlib import contextmanager
 
 from qir.ir import Graph, Node, Value
 
-__all__ = ["Search"]
+__all__ = ["NOTHING_HELD", "Held", "Search"]
+
+Held = tuple[int | None, str]
+"""A binding that was made: the pattern's id and the name, where they were not bound before."""
+NOTHING_HELD: Held = (None, "")
 
 
 class Search:
@@ -38,24 +42,26 @@ class Search:
         """What the pattern object matched before in this attempt."""
         return self._by_pattern.get(id(pattern))
 
-    def bind(self, pattern: object, name: str, value: Value) -> Iterator[None]:
-        """Yield with the binding in place, unless it contradicts an earlier one."""
-        known = self._by_pattern.get(id(pattern))
-        if known is None and name:
-            known = self.values.get(name)
+    def hold(self, pattern: object, name: str, value: Value) -> Held | None:
+        """Bind until ``let_go``; None where that contradicts an earlier binding."""
+        key, by_pattern, values = id(pattern), self._by_pattern, self.values
+        by_key = by_pattern.get(key)
+        by_name = values.get(name) if name else None
+        known = by_name if by_key is None else by_key
         if known is not None and known is not value:
             other = known
             self.fail(lambda: f"{value.name!r} is not {other.name!r}, which {name or 'the same operand'} is elsewhere")
-            return
-        fresh_pattern = id(pattern) not in self._by_pattern
-        fresh_name = bool(name) and name not in self.values
-        self._by_pattern[id(pattern)] = value
+            return None
+        by_pattern[key] = value
         if name:
-            self.values[name] = value
-        yield
-        if fresh_pattern:
-            del self._by_pattern[id(pattern)]
-        if fresh_name:
+            values[name] = value
+        return (key if by_key is None else None, name if by_name is None else "")
+
+    def let_go(self, held: Held) -> None:
+        key, name = held
+        if key is not None:
+            del self._by_pattern[key]
+        if name:
             del self.values[name]
 
     def bind_rest(self, name: str, values: tuple[Value, ...]) -> Iterator[None]:
