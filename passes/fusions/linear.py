@@ -6,6 +6,7 @@ computed in float64 and rounded once to the weight's type.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +119,7 @@ class _Linear:
             matrix = weight if self.node.get("transB", 0) else weight.T
             self.bias = self.bias + self.node.get("alpha", 1.0) * (matrix @ offset)
             return
-        taps = weight.reshape(group, -1, weight.shape[1], int(np.prod(weight.shape[2:], dtype=int))).sum(-1)
+        taps = weight.reshape(group, -1, weight.shape[1], math.prod(weight.shape[2:])).sum(-1)
         self.bias = self.bias + np.einsum("goi,gi->go", taps, offset.reshape(group, -1)).reshape(-1)
 
     def unwritable(self) -> str | None:

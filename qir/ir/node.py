@@ -114,11 +114,13 @@ class Node(Linked):
 
     @property
     def previous(self) -> Node | None:
-        return self._prev
+        node: Node | None = self._prev
+        return node
 
     @property
     def next(self) -> Node | None:
-        return self._next
+        node: Node | None = self._next
+        return node
 
     @property
     def inputs(self) -> tuple[Value | None, ...]:
