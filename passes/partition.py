@@ -36,7 +36,7 @@ class Partition(Pass):
     made on one side and read on the other a conversion. That is a minimum cut, found exactly.
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
-    weights in integers. Of a model that runs for less than ``small_us`` in all, size is what there is to win: at least
+    weights in integers, and where that leaves all of them float, one within ``last_slack`` with at least half of them. Of a model that runs for less than ``small_us`` in all, size is what there is to win: at least
     half of the weights become integers, where that costs least. Nodes of unknown shape stay as they are.
 
     Before, where the depthwise convolution loses more than the others win::
@@ -55,6 +55,7 @@ class Partition(Pass):
     keeps_observed: ClassVar[bool] = True
 
     slack: float = 0.01
+    last_slack: float = 0.03
     small_us: float = 60.0
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
@@ -72,6 +73,9 @@ class Partition(Pass):
         network = _Network(movable, copies, target)
         total = sum(target.cost.node_us_as(copy, False) for copy in copies.values())
         slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
+        if network.float_share(slow) == 1:
+            candidate = network.float_side(self.last_slack * total, at_least_half=False)
+            slow = candidate if network.float_share(candidate) <= 0.5 else slow
         for node in slow:
             dequantize_node(node)
             result.remarks.append(self.missed(node, f"{node.op} stays float: its region would be slower on integers"))
@@ -114,6 +118,10 @@ class _Network:
                 break
             slow, bonus = candidate, 2 * bonus
         return slow
+
+    def float_share(self, slow: list[Node]) -> float:
+        """Which part of the weights would be float."""
+        return sum(self.weights[node] for node in slow) / max(sum(self.weights.values()), 1)
 
     def _cut(self, bonus: float) -> tuple[float, list[Node]]:
         """The time (microseconds, but for a constant) and the float nodes of the cheapest cut where a weight on

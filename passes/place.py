@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from qir.codegen import runnable
-from qir.ir import Model, Node, StaticQuant, UseQuantMarker, Value
+from qir.ir import Model, Node, StaticQuant, Use, UseQuantMarker, Value
 from qir.passes.emit_qdq import EmitQdq
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
@@ -90,12 +90,16 @@ def _raise_barrier(node: Node, target: Target) -> bool:
     A ``Max`` of one operand does nothing and is left alone by the optimiser.
     """
     operand = node.use(0)
-    if node.kernel == "integer" or node.domain != "" or node.op not in target.barriers or operand is None:
+    if node.kernel == "integer" or node.domain != "" or operand is None:
         return False
-    if not isinstance(operand.effective_quant, StaticQuant):
+    if node.op in target.barriers and isinstance(operand.effective_quant, StaticQuant):
+        result = merged_result(node, target)
+        readers = [use for use in result.uses if isinstance(use.effective_quant, StaticQuant)]
+    elif node.op in target.passed_by_quantizers and not isinstance(operand.effective_quant, StaticQuant):
+        result = node.outputs[0]
+        readers = [use for use in result.uses if _is_quantized_later(use)]
+    else:
         return False
-    result = merged_result(node, target)
-    readers = [use for use in result.uses if isinstance(use.effective_quant, StaticQuant)]
     maker, graph = result.producer, result.graph
     if not readers or maker is None or graph is None:
         return False
@@ -103,6 +107,20 @@ def _raise_barrier(node: Node, target: Target) -> bool:
     for use in readers:
         use.value = barrier
     return True
+
+
+_MOVED_THROUGH = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool"})
+"""Operators before which the runtime moves a quantizer that stands after them (QDQPropagation of onnxruntime)."""
+
+
+def _is_quantized_later(use: Use) -> bool:
+    """Whether a quantizer of this use may be moved back before the operator that makes the value."""
+    if isinstance(use.effective_quant, StaticQuant):
+        return True
+    reader = use.node
+    if reader is None or reader.domain != "" or reader.op not in _MOVED_THROUGH or use.index != 0:
+        return False
+    return any(_is_quantized_later(later) for later in reader.outputs[0].uses)
 
 
 def dequantize_node(node: Node) -> None:

@@ -92,6 +92,7 @@ ORT_CPU = Target(
     # first layer's noise passes through all others.
     min_conv_channels=5,
     barriers=frozenset({"AveragePool", "Softmax", "Conv", "ConvTranspose", "Gemm"}),
+    passed_by_quantizers=frozenset({"MaxPool"}),
     constraints=_CONSTRAINTS,
     notes=(
         "s8 activations do not fuse where a value has several readers, and have no fast kernel on x64",

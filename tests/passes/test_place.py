@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from qir.codegen import to_bytes
 from qir.ir import Model, UseQuantMarker
 from qir.passes.place import Place, dequantize_node
 from qir.pipeline import Pipeline
+from qir.runtime.optimized import optimized_model
 from tests.passes.int8 import EMIT, QUANTIZE, annotated, emit, feeds, kernels, model, node
 
 W = "@w: f32[8,8,1,1] #01\n@v: f32[8,8,1,1] #02\n"
@@ -43,6 +45,20 @@ def test_an_average_pool_stays_float() -> None:
 def test_a_softmax_stays_float() -> None:
     emitted = emit(graph(W + "%a = Conv(%x, @w)\n%p = Softmax(%a) {axis=1}\n%y = Conv(%p, @v)"))
     assert emitted.ops["Softmax"] == 1 and emitted.ops["QLinearSoftmax"] == 0
+
+
+@pytest.mark.parametrize("between", ["", "%t = Transpose(%p) {perm=[0, 1, 3, 2]}\n"])
+def test_the_quantizer_after_a_float_max_pool_stays_after_it(between: str) -> None:
+    # onnxruntime would move it before the pool, whose integer kernel is fast only between integer convolutions.
+    last = "%y = Conv(%t, @v)" if between else "%y = Conv(%p, @v)"
+    body = W + "%a = Conv(%x, @w)\n%r = Relu(%a)\n%p = MaxPool(%r) {kernel_shape=[3, 3]}\n" + between + last
+    source = graph(body)
+    emitted = emit(source, feeds(source), EMIT.replace("linear=static", "linear=static keep-float=[a, p, t]"))
+    assert emitted.ops["QLinearConv"] == 1 and emitted.ops["Max"] == 1
+    executed = optimized_model(to_bytes(emitted.model)).proto.graph.node
+    makers = {name: node.op_type for node in executed for name in node.output}
+    pool = next(node for node in executed if node.op_type == "MaxPool")
+    assert makers[pool.input[0]] in ("Conv", "FusedConv")
 
 
 def test_no_barrier_where_nobody_would_fuse() -> None:
