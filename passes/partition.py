@@ -36,8 +36,9 @@ class Partition(Pass):
     made on one side and read on the other a conversion. That is a minimum cut, found exactly.
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
-    weights in integers, and where that leaves all of them float, one within ``last_slack`` with at least half of them. Of a model that runs for less than ``small_us`` in all, size is what there is to win: at least
-    half of the weights become integers, where that costs least. Nodes of unknown shape stay as they are.
+    weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of them on
+    integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there is to win: at
+    least half of the weights become integers, where that costs least. Nodes of unknown shape stay as they are.
 
     Before, where the depthwise convolution loses more than the others win::
 
