@@ -87,13 +87,13 @@ class Target:
     ``merged``: activations that a convolution or linear operator absorbs together with the quantizer after them.
     ``float_only``: operators that stay float, with the reason that a remark gives. ``barriers``: operators that the
     runtime turns into integer ones by itself, slower or less accurate, when they stand between a dequantizer and a
-    quantizer; an operator in between prevents that. ``passed_by_quantizers``: float operators before which the runtime
-    moves the quantizer of their result although they are slow on integers there. ``dynamic_linear``: linear operators
-    that quantize their input at run time are no slower than static ones. ``lookup``: how a Gather from a constant
-    table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an operator of that form;
-    with fewer than ``min_recurrent_weights`` weights, float is faster. ``min_dynamic_conv_channels``: from how many
-    input channels on a convolution that quantizes its input at run time is faster than float; None: never. ``cost``:
-    what nodes cost.
+    quantizer; an operator in between prevents that. ``passed_by_quantizers``: float operators before which the
+    runtime moves the quantizer of their result although they are slow on integers there. ``dynamic_linear``: linear
+    operators that quantize their input at run time are no slower than static ones. ``lookup``: how a Gather from a
+    constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an
+    operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
+    ``min_dynamic_conv_channels``: from how many input channels on a convolution that quantizes its input at run time
+    is faster than float; None: never. ``cost``: what nodes cost.
     ``min_conv_channels``: a convolution of fewer input channels (depthwise ones aside) at an input of the model
     stays float. ``session_options``: entries that the runtime should be configured with. ``symmetric``: activations
     have zero point 0. ``per_tensor_weights``: operators whose weight has one scale. ``runs_here``: the runtime is
