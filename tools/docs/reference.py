@@ -101,4 +101,4 @@ def _marked(text: str) -> str:
         else:
             lines.append(line.removeprefix("    ") if block else line)
     text = "\n".join([*lines, *(["```"] if block else [])])
-    return re.sub(r"``([^`]+)``", r"`\1`", re.sub(r"```\n\n+", "```\n", text))
+    return re.sub(r"(?<!`)``(?!`)([^`]+)``(?!`)", r"`\1`", re.sub(r"```\n\n+", "```\n", text))
