@@ -36,9 +36,10 @@ class Partition(Pass):
     made on one side and read on the other a conversion. That is a minimum cut, found exactly.
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
-    weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of them on
-    integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there is to win: at
-    least half of the weights become integers, where that costs least. Nodes of unknown shape stay as they are.
+    weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
+    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there
+    is to win: at least half of the weights become integers, where that costs least. Nodes of unknown shape stay as
+    they are.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -56,7 +57,7 @@ class Partition(Pass):
     keeps_observed: ClassVar[bool] = True
 
     slack: float = 0.01
-    last_slack: float = 0.03
+    last_slack: float = 0.02
     small_us: float = 60.0
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
@@ -74,9 +75,10 @@ class Partition(Pass):
         network = _Network(movable, copies, target)
         total = sum(target.cost.node_us_as(copy, False) for copy in copies.values())
         slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
-        if network.float_share(slow) == 1:
+        if not network.integer_weights(slow):
             candidate = network.float_side(self.last_slack * total, at_least_half=False)
-            slow = candidate if network.float_share(candidate) <= 0.5 else slow
+            weights = sum(node_cost(node).parameters for node in model.walk())
+            slow = candidate if 2 * network.integer_weights(candidate) >= weights else slow
         for node in slow:
             dequantize_node(node)
             result.remarks.append(self.missed(node, f"{node.op} stays float: its region would be slower on integers"))
@@ -120,9 +122,9 @@ class _Network:
             slow, bonus = candidate, 2 * bonus
         return slow
 
-    def float_share(self, slow: list[Node]) -> float:
-        """Which part of the weights would be float."""
-        return sum(self.weights[node] for node in slow) / max(sum(self.weights.values()), 1)
+    def integer_weights(self, slow: list[Node]) -> int:
+        """How many weights would stay on integers."""
+        return sum(self.weights.values()) - sum(self.weights[node] for node in slow)
 
     def _cut(self, bonus: float) -> tuple[float, list[Node]]:
         """The time (microseconds, but for a constant) and the float nodes of the cheapest cut where a weight on
