@@ -9,7 +9,7 @@ the report.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qir.ir import Attribute, DType, Function, Graph, Model, Node, Tensor, TensorType, Type, Value, format_type
@@ -106,6 +106,8 @@ def misfit(model: Model, node: Node) -> str | None:
     return run.misfits.get(node)
 
 
+_DEEPEST_CALL = 100
+"""Functions that call functions: beyond so many nothing is inferred, and nothing can overflow the stack."""
 _BROKEN_BY = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What a rule raises on a node that breaks its schema."""
 
@@ -127,6 +129,8 @@ class _Run:
         self.unknown_nodes: set[Node] = set()
         self.contradictions: dict[Value, Contradiction] = {}
         self.calls: dict[Function, list[dict[Value, Type | None]]] = {}
+        self.results: dict[Hashable, list[Type | None]] = {}
+        """Of calls: by function, types and contents of the operands, and attributes."""
         self.active: list[Function] = []
         self.depth = 0
         self.legacy = model.ir_version is not None and model.ir_version < 4
@@ -357,9 +361,14 @@ class _Run:
     # Local functions
 
     def call(self, function: Function, node: Node) -> Sequence[Type | None]:
-        """Infer a function's body for one call, in a scope of its own."""
+        """Infer a function's body for one call, in a scope of its own; equal calls are inferred once.
+
+        Without that, functions that each call the one before twice would take twice as long at every level.
+        """
         if function in self.active:
             raise RuleError(f"function {function.name!r} calls itself")
+        if len(self.active) >= _DEEPEST_CALL:
+            raise Unknown
         passed = [None if v is None else self.type_of(v) for v in node.inputs]
         contents = [None if v is None else self.content_of(v) for v in node.inputs]
         bindings = {a.name: a for a in function.defaults}
@@ -367,6 +376,10 @@ class _Run:
             resolved = self.binding(attribute.ref) if attribute.ref else attribute
             if resolved is not None:
                 bindings[name] = resolved
+        # Attributes by identity: the model keeps them alive.
+        key = (function, tuple(passed), tuple(contents), frozenset((name, id(a)) for name, a in bindings.items()))
+        if (known := self.results.get(key)) is not None:
+            return known
         outer = (self.types, self.contents, self.imports, self.bindings)
         self.types, self.contents = {}, {}
         self.imports, self.bindings = _canonical({**self.model.opset_imports, **function.opset_imports}), bindings
@@ -377,7 +390,9 @@ class _Run:
                 self.contents[value] = contents[index] if index < len(contents) else None
             self.graph(function.graph)
             self.calls.setdefault(function, []).append(self.types)
-            return [self.type_of(value) for value in function.graph.outputs]
+            results = [self.type_of(value) for value in function.graph.outputs]
+            self.results[key] = results
+            return results
         finally:
             self.active.pop()
             self.types, self.contents, self.imports, self.bindings = outer

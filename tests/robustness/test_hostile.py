@@ -152,6 +152,39 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
+def nested_functions(folder: Path, levels: int = 60) -> Path:
+    """Each function calls the one before twice: 2^60 nodes once they are inlined."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    functions = [helper.make_function("f", "f0", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], opsets)]
+    for level in range(1, levels):
+        calls = [
+            helper.make_node(f"f{level - 1}", ["a"], ["m"], domain="f"),
+            helper.make_node(f"f{level - 1}", ["m"], ["b"], domain="f"),
+        ]
+        functions.append(helper.make_function("f", f"f{level}", ["a"], ["b"], calls, opsets))
+    graph = helper.make_graph(
+        [helper.make_node(f"f{levels - 1}", ["x"], ["y"], domain="f")],
+        "nested",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    path = folder / "nested.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("levels", [60, 300])
+@pytest.mark.parametrize("command", [["opt", "--passes", "optimize,analyze-ranges"], ["inspect"], ["diff"]])
+def test_functions_that_double_at_every_level_do_not_hang(command: list[str], levels: int, tmp_path: Path) -> None:
+    path = nested_functions(tmp_path, levels)
+    arguments = [command[0], str(path), *([str(path)] if command[0] == "diff" else []), *command[1:]]
+    done = subprocess.run(
+        [sys.executable, "-m", "qir", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in (0, 2), done.stderr
+    assert done.returncode == 0 or len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_small_file_that_asks_for_terabytes_is_not_folded(name: str, tmp_path: Path) -> None:
