@@ -20,11 +20,16 @@ from qir.errors import OptionError, suggest
 from qir.frontend.residue import absent_fields
 from qir.frontend.wire import fields
 from qir.ir import Function, Model, OpId
+from qir.ops.shape_inference import infer
 
 __all__ = ["NOTES", "diff"]
 
 NOTES = frozenset({ChangeKind.IR_VERSION_CHANGED, ChangeKind.PRODUCER_CHANGED, ChangeKind.DOC_CHANGED})
 """Kinds of differences that leave two models identical."""
+
+
+_MOST_INFERRED = 20_000
+"""Nodes of a model for whose multiply-accumulates shapes are inferred; beyond, those that the file states count."""
 
 
 def diff(
@@ -47,10 +52,13 @@ def diff(
             model, name = _load(given)
             models.append(model)
             names.append(name)
-        return _diff(models[0], models[1], names, weights, ignored)
+        ours = [model for model, given in zip(models, (old, new), strict=True) if not isinstance(given, Model)]
+        return _diff(models[0], models[1], names, weights, ignored, ours)
 
 
-def _diff(a: Model, b: Model, names: list[str], weights: bool, ignored: frozenset[ChangeKind]) -> GraphDiff:
+def _diff(
+    a: Model, b: Model, names: list[str], weights: bool, ignored: frozenset[ChangeKind], ours: list[Model]
+) -> GraphDiff:
     intern = Interner()
     makers = [ViewMaker(model, fold_model(model), intern) for model in (a, b)]
     views = [maker.view(maker.model.graph) for maker in makers]
@@ -77,6 +85,9 @@ def _diff(a: Model, b: Model, names: list[str], weights: bool, ignored: frozense
     kept = [change for change in found if change.kind not in ignored]
     changes = tuple(change for change in kept if change.kind not in NOTES)
     notes = tuple(change for change in kept if change.kind in NOTES)
+    for model in ours:  # what was compared are the types that the files state; the facts want all shapes
+        if len(model.graph.nodes) <= _MOST_INFERRED:
+            infer(model)
     sides = [
         ModelSide(name, model_facts(model, [view, *inner.values()]), model)
         for name, model, view, inner in zip(names, (a, b), views, functions, strict=True)
