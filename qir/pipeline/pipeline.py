@@ -72,7 +72,7 @@ class Pipeline:
         """From the text of such a file; ``to_toml`` is the inverse."""
         try:
             content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise OptionError(f"not valid TOML: {error}") from error
         unknown = [key for key in content if key != "pass"]
         if unknown:

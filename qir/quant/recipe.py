@@ -103,7 +103,7 @@ class Recipe:
         """Read TOML text; ``origin`` opens every message. Raises OptionError as ``load`` does."""
         try:
             content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise OptionError(f"{origin} is no TOML: {error}") from error
         unknown = set(content) - {"node", "region"}
         if unknown:

@@ -50,7 +50,7 @@ def load_target_file(path: Path, base: Callable[[str], Target]) -> Target:
         raise OptionError(
             f"target file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise OptionError(f"target file '{path}' is no TOML: {error}") from error
     for table in content:
         if table not in _TABLES or not isinstance(content[table], dict):

@@ -152,7 +152,7 @@ def read_reproducer(folder: Path) -> Reproducer:
         reference = other.read_text(encoding="utf-8") if other.is_file() else None
     except OSError as error:
         raise DataError(f"{str(folder)!r} is no reproducer: {error.filename!r}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{str(folder)!r} holds a damaged {_INFO}: {error}") from error
     store: dict[str, Tensor] = {}
     if (folder / _WEIGHTS).is_file():
