@@ -108,6 +108,8 @@ def _conv_transpose(view: NodeView) -> Types:
     if x is None or w is None:
         return [TensorType(data.dtype)]
     count = len(x) - 2
+    if count < 1 or len(w) != len(x):
+        raise RuleError(f"a transposed convolution of rank {len(x)} with a kernel of rank {len(w)}")
     channels = dims.multiply(w[1], view.attr("group", 1))
     given = view.attr("output_shape")
     if given:
@@ -117,6 +119,8 @@ def _conv_transpose(view: NodeView) -> Types:
     pads = view.attr("pads") or (0,) * 2 * count
     extra = view.attr("output_padding") or (0,) * count
     kernel = view.attr("kernel_shape") or w[2:]
+    if any(len(given) != count for given in (strides, dilations, extra, kernel)) or len(pads) != 2 * count:
+        raise RuleError(f"strides, dilations, pads, output_padding or kernel_shape do not fit {count} spatial axes")
     auto_pad = view.attr("auto_pad", "NOTSET") or "NOTSET"
     sizes: list[Dim] = []
     for i, size in enumerate(x[2:]):
