@@ -38,10 +38,14 @@ def test_every_room_is_a_package_in_the_contract() -> None:
         ("qir.quant.scheme", "from ..passes import fuse", "f.py:1: quant imports passes, which is above it"),
         (
             "qir.pipeline.registry",
-            "import importlib\nimportlib.import_module('qir.passes.fuse')",
+            "import importlib\nimportlib.import_module('qir.passes.structure.fuse')",
             "f.py:2: pipeline imports passes",
         ),
-        ("qir.passes.fuse", "from qir import quantize", "f.py:1: passes imports qir.quantize, which is no room"),
+        (
+            "qir.passes.structure.fuse",
+            "from qir import quantize",
+            "f.py:1: passes imports qir.quantize, which is no room",
+        ),
         ("qir.attic.x", "import os", "f.py:1: room 'attic' is not in the contract"),
     ],
 )
@@ -54,7 +58,7 @@ def test_a_planted_violation_is_found(module: str, source: str, complaint: str) 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("qir.passes.fuse", "from qir.pipeline import Pass\nfrom qir.errors import QirError\nimport numpy\n"),
+        ("qir.passes.structure.fuse", "from qir.pipeline import Pass\nfrom qir.errors import QirError\nimport numpy\n"),
         ("qir.cli.main", "from qir import __version__\n"),
         ("qir.ir.graph", "from .types import TensorType\nfrom ..errors import QirError\n"),
         ("qir.quant.scheme", "from qir.analysis import interval\n"),

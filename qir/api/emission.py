@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from qir.errors import ModelError, OptionError, suggest
 from qir.ir import Model
-from qir.passes.emit_dynamic import EmitDynamic
-from qir.passes.emit_qdq import EmitQdq
-from qir.passes.emit_qoperator import EmitQoperator
-from qir.passes.integer_io import IntegerIo
+from qir.passes.emission.emit_dynamic import EmitDynamic
+from qir.passes.emission.emit_qdq import EmitQdq
+from qir.passes.emission.emit_qoperator import EmitQoperator
+from qir.passes.emission.integer_io import IntegerIo
 from qir.pipeline import Pass, Pipeline
 from qir.targets import Target
 

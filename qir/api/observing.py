@@ -12,7 +12,7 @@ from qir.calibration.specs import input_specs
 from qir.calibration.statistics import MinMax
 from qir.frontend import load
 from qir.ir import DType, Interval, Model, Value
-from qir.passes.analyze_ranges import AnalyzeRanges, parse_input_ranges
+from qir.passes.annotation.analyze_ranges import AnalyzeRanges, parse_input_ranges
 from qir.pipeline import NoProgress, PassContext, Progress
 from qir.report.ranges import RangeRow, RangesReport
 

@@ -16,7 +16,7 @@ from qir.errors import UnsupportedError
 from qir.frontend import import_model
 from qir.ir import Model, Node, Value
 from qir.ops.shape_inference import infer
-from qir.passes.convert_opset import ConvertOpset
+from qir.passes.structure.convert_opset import ConvertOpset
 from qir.pipeline import Pipeline
 
 __all__ = ["Split", "first_opaque_node", "split"]

@@ -25,9 +25,9 @@ from qir.codegen.spool import discard_spool
 from qir.errors import DataError, OptionError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
-from qir.passes.analyze_ranges import AnalyzeRanges
-from qir.passes.mixed_precision import MixedPrecision
-from qir.passes.placement import PlacementRecorder
+from qir.passes.accuracy.mixed_precision import MixedPrecision
+from qir.passes.annotation.analyze_ranges import AnalyzeRanges
+from qir.passes.annotation.placement import PlacementRecorder
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, PipelineResult, Progress, Remark, RemarkKind
 from qir.pipeline.registry import load_target
 from qir.quant.detect import first_quantized_node

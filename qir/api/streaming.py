@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from qir.ir import Model, Tensor
-from qir.passes.emit_weight_only import EmitWeightOnly
-from qir.passes.quantize_weights import QuantizeWeights
-from qir.passes.stream_weights import StreamWeights
+from qir.passes.annotation.quantize_weights import QuantizeWeights
+from qir.passes.emission.emit_weight_only import EmitWeightOnly
+from qir.passes.emission.stream_weights import StreamWeights
 from qir.pipeline import Pipeline
 
 __all__ = ["STREAM_FROM", "streaming", "streams"]

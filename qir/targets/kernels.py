@@ -1,7 +1,7 @@
 """Annotating one node for one of the target's kernels: what weights become, and how activations are read.
 
 ``make_dynamic`` turns a linear operator from static to dynamic activations and may be called on an annotated graph at
-any time; ``passes/emit_dynamic.py`` spells what is written here.
+any time; ``passes/emission/emit_dynamic.py`` spells what is written here.
 """
 
 from __future__ import annotations

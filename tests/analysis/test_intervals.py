@@ -19,7 +19,7 @@ from qir.analysis.linear import dot
 from qir.errors import OptionError
 from qir.frontend.importer import import_model
 from qir.ir import Interval
-from qir.passes.analyze_ranges import AnalyzeRanges, parse_input_ranges
+from qir.passes.annotation.analyze_ranges import AnalyzeRanges, parse_input_ranges
 from qir.pipeline.contract import PassContext
 from tests.analysis.running import build, check_sound, ranges
 

@@ -10,7 +10,7 @@ from qir.calibration.collect import collect
 from qir.ir import Model, Value
 from qir.ir.interval import Interval
 from qir.ir.printer import print_model
-from qir.passes.calibrate import Calibrate
+from qir.passes.annotation.calibrate import Calibrate
 from qir.pipeline.contract import PassContext
 from tests.passes.int8 import model
 

@@ -17,10 +17,10 @@ from qir.errors import QirError
 from qir.frontend import import_model
 from qir.ir import Model
 from qir.ops.shape_inference import infer
-from qir.passes.canonicalize import Canonicalize
-from qir.passes.fold_constants import FoldConstants
-from qir.passes.folding.estimate import FOLDABLE, elements, result_sizes
-from qir.passes.fuse import Fuse
+from qir.passes.structure.canonicalize import Canonicalize
+from qir.passes.structure.fold_constants import FoldConstants
+from qir.passes.structure.folding.estimate import FOLDABLE, elements, result_sizes
+from qir.passes.structure.fuse import Fuse
 from qir.pipeline.contract import Pass
 from qir.rewriting.edits import opset_of
 from tests.conformance.cases import SOURCES, Case, cases

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from qir.frontend import import_model
 from qir.ir.printer import print_model
 from qir.ops.shape_inference import infer
-from qir.passes.canonicalize import Canonicalize
-from qir.passes.fold_constants import FoldConstants
-from qir.passes.fuse import Fuse
+from qir.passes.structure.canonicalize import Canonicalize
+from qir.passes.structure.fold_constants import FoldConstants
+from qir.passes.structure.fuse import Fuse
 from qir.pipeline.contract import Pass, PassContext
 from tests.passes.support import apply, assert_close, outputs
 

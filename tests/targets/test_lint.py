@@ -11,7 +11,7 @@ from qir.pipeline import Pipeline
 from qir.pipeline.registry import load_target
 from qir.targets.lint import lint
 from tests.passes.int8 import model
-from tests.passes.test_lift import golden_feeds
+from tests.passes.lifting.test_lift import golden_feeds
 
 CONV = """
 graph (%x: f32[1,2,4,4]) -> (%y) {

@@ -1,0 +1,1 @@
+"""Passes that keep a quantized model close to its float model: scaling, thresholds, rounding, corrections."""

@@ -1,0 +1,76 @@
+"""How good an annotated model is: emitted as it stands, run on a few samples, held against the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qir.codegen import runnable
+from qir.ir import Model
+from qir.passes.accuracy.correct_bias import correct_biases
+from qir.passes.emission.emit_qdq import EmitQdq
+from qir.pipeline.contract import PassContext
+from qir.runtime.session import OrtRunner
+from qir.validation.metrics import OutputMetrics
+
+__all__ = ["Evaluator", "worst_sqnr"]
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+Outputs = list[dict[str, Any]]
+
+
+class Evaluator:
+    """Compares variants of one model with its float outputs on the same feeds.
+
+    ``fit`` are the feeds that corrections may look at; the score is taken on ``feeds``.
+    """
+
+    def __init__(self, model: Model, feeds: Feeds, ctx: PassContext, *, fit: Feeds | None = None) -> None:
+        self.feeds = feeds
+        self.fit = feeds if fit is None else fit
+        self.ctx = ctx
+        self.expected = _run(model, feeds, drop=True)
+
+    def score(self, model: Model, *, correct: bool = True) -> float:
+        """SQNR in dB of the worst float output of an annotated model, after bias correction; inf without one."""
+        return worst_sqnr(self.expected, self.outputs(model, correct=correct))
+
+    def outputs(self, model: Model, *, correct: bool = True) -> Outputs:
+        copy = model.clone()
+        if correct:
+            correct_biases(copy, self.fit, self.ctx)
+        EmitQdq().run(copy, self.ctx)
+        return _run(copy, self.feeds)
+
+    def sample_sqnrs(self, model: Model) -> np.ndarray:
+        """SQNR in dB of the worst float output for each feed by itself, after bias correction; (samples,)."""
+        got = self.outputs(model)
+        return np.array([worst_sqnr([want], [have]) for want, have in zip(self.expected, got, strict=True)])
+
+    def noise(self, model: Model) -> dict[str, float]:
+        """Of each float output with a signal, noise power over signal power, without bias correction."""
+        compared = _compare(self.expected, self.outputs(model, correct=False))
+        return {name: 10 ** (-metrics.sqnr_db / 10) for name, metrics in compared.items() if metrics.sqnr_db > -np.inf}
+
+
+def worst_sqnr(expected: Outputs, got: Outputs) -> float:
+    """The least SQNR in dB over the float outputs, pooled over samples; inf where there is none to compare."""
+    return min((metrics.sqnr_db for metrics in _compare(expected, got).values()), default=float("inf"))
+
+
+def _compare(expected: Outputs, got: Outputs) -> dict[str, OutputMetrics]:
+    compared = {}
+    for name, first in expected[0].items():
+        if isinstance(first, np.ndarray) and first.dtype.kind == "f":
+            metrics = compared[name] = OutputMetrics(name)
+            for want, have in zip(expected, got, strict=True):
+                metrics.add(want[name], have[name])
+    return compared
+
+
+def _run(model: Model, feeds: Feeds, drop: bool = False) -> Outputs:
+    with runnable(model, annotations="drop" if drop else "error") as source:
+        runner = OrtRunner(source)
+        return [runner.run(feed) for feed in feeds]

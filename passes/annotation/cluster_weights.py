@@ -1,0 +1,93 @@
+"""``cluster-weights``: store weights as indices into small tables of learned numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qir.ir import CodebookQuant, Model
+from qir.passes.annotation.weight_codes import WeightCodes, store_weights
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.quant.codebook import learn_tables, learn_vectors, part_count, to_rows
+
+__all__ = ["ClusterWeights"]
+
+
+@dataclass(frozen=True)
+class ClusterWeights(Pass):
+    """Annotate weights as codebooks: ``bits``-bit codes that index tables found by k-means over groups of output
+    channels, times a scale a channel. Each weight counts by how strongly its input varies over the calibration
+    samples, where there are some; the codes are then chosen by their effect on the layer's results, not one by one,
+    and biases take up what is left of the mean error. ``emit-codebook`` spells the decoding.
+
+    ``tables``: how many tables a tensor gets; by default as many as ``overhead`` (of the codes' size, scales included)
+    pays for. ``dim``: how many neighbouring numbers one code stands for (vector quantization; one table a tensor):
+    ``bits=8 dim=2`` takes 4 bits a number. Weights under ``min-size`` numbers, or ``min-channel`` a channel
+    (depthwise convolutions), stay float, as do biases and norms.
+
+    Before::
+
+        %y: f32[1,64,8,8] = Conv(%x, @w, @b)
+
+    After::
+
+        @w: f32[64,64,3,3] #... q=codebook[axis=0](4, [[...], ...], scale=[...]) frozen
+        %y: f32[1,64,8,8] = Conv(%x, @w, @b)
+    """
+
+    name: ClassVar[str] = "cluster-weights"
+    effect: ClassVar[Effect] = Effect.LOSSY
+
+    bits: int = 4
+    dim: int = 1
+    tables: int | None = None
+    overhead: float = 0.2
+    min_size: int = 512
+    min_channel: int = 32
+    samples: int = 64
+    rows: int = 16384
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError("bits must be 1 to 8")
+        if self.dim not in (1, 2, 4, 8):
+            raise ValueError("dim must be 1, 2, 4 or 8")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
+        return store_weights(self, options, self._code, model, ctx)
+
+    def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:
+        whole = CodebookQuant(self.bits, ((0.0,),), axis)
+        rows, weights = to_rows(weight, whole).astype(np.float64), to_rows(importance, whole)
+        largest = np.abs(rows).max(axis=1)
+        scale = largest.astype(np.float32)  # 0 for a channel of zeros, which no level need then be
+        # Rounding down must not bring the largest number above 1.
+        scale = np.where(scale < largest, np.nextafter(scale, np.float32(np.inf)), scale)
+        normal = rows / np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
+        mass = weights * np.square(scale.astype(np.float64))[:, None]
+        mass = mass / (mass.mean() or 1.0)
+        levels = 1 << self.bits
+        scales = tuple(scale.tolist())
+        if self.dim > 1 and rows.shape[1] % self.dim == 0:
+            vectors = normal.reshape(-1, self.dim)
+            words = learn_vectors(vectors, mass.reshape(-1, self.dim).mean(axis=1), min(levels, len(vectors)))
+            return CodebookQuant(self.bits, (_halves(words.reshape(-1)),), axis, scales, self.dim)
+        parts = self._parts(rows.shape[0], rows.shape[1], levels)
+        table = learn_tables(normal.reshape(parts, -1), mass.reshape(parts, -1), levels)
+        return CodebookQuant(self.bits, tuple(map(_halves, table)), axis, scales)
+
+    def _parts(self, channels: int, elements: int, levels: int) -> int:
+        if self.tables is not None:
+            return max(part for part in range(1, min(self.tables, channels) + 1) if channels % part == 0)
+        stored = 8 if self.bits > 4 else 4
+        overhead = max(self.overhead - 32 / (elements * stored), 0.0)
+        return part_count(channels, elements, levels, overhead, stored)
+
+
+def _halves(levels: np.ndarray) -> tuple[float, ...]:
+    """As numbers that f16 holds too, so that tables take half the bytes."""
+    return tuple(levels.astype(np.float16).astype(np.float64).tolist())

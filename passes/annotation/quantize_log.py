@@ -1,0 +1,81 @@
+"""``quantize-log``: store weights as signs and exponents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from qir.ir import CodebookQuant, Model
+from qir.passes.annotation.weight_codes import WeightCodes, store_weights
+from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.quant.codebook import to_rows
+from qir.quant.logarithmic import BASES, Base, decode_log, encode_log, log_levels
+
+__all__ = ["QuantizeLog"]
+
+_STEPS = 8
+"""Scales tried in an octave."""
+
+
+@dataclass(frozen=True)
+class QuantizeLog(Pass):
+    """Annotate weights as logarithmic codes: a sign and an exponent of ``base``, times a scale an output channel. A
+    product is then a shift. ``base=auto`` takes, tensor by tensor, the base of the lesser error. The scale is chosen
+    for least error, each weight counting by how strongly its input varies over the calibration samples, where there
+    are some; codes and biases are then chosen as in ``cluster-weights``. ``power-of-two-scale`` makes scales shifts.
+
+    Before::
+
+        %y: f32[1,64,8,8] = Conv(%x, @w, @b)
+
+    After::
+
+        @w: f32[64,64,3,3] #... q=codebook[axis=0](4, [[1, 0.5, 0.25, ...]], scale=[...]) frozen
+        %y: f32[1,64,8,8] = Conv(%x, @w, @b)
+    """
+
+    name: ClassVar[str] = "quantize-log"
+    effect: ClassVar[Effect] = Effect.LOSSY
+
+    bits: int = 4
+    base: Literal["auto", "2", "sqrt2"] = "auto"
+    power_of_two_scale: bool = False
+    min_size: int = 512
+    min_channel: int = 32
+    samples: int = 64
+    rows: int = 16384
+    keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError("bits must be 2 to 8")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
+        return store_weights(self, options, self._code, model, ctx)
+
+    def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:
+        whole = CodebookQuant(self.bits, ((0.0,),), axis)
+        rows, weights = to_rows(weight, whole).astype(np.float64), to_rows(importance, whole)
+        bases: tuple[Base, ...] = tuple(BASES) if self.base == "auto" else (self.base,)
+        found = [(*self._scales(rows, weights, base), base) for base in bases]
+        scale, _, base = min(found, key=lambda one: one[1])
+        table = tuple(log_levels(self.bits, base).astype(np.float64).tolist())
+        return CodebookQuant(self.bits, (table,), axis, tuple(scale.tolist()))
+
+    def _scales(self, rows: np.ndarray, weights: np.ndarray, base: Base) -> tuple[np.ndarray, float]:
+        """The best scale a row, float32, and the error that is left in all."""
+        largest = np.abs(rows).max(axis=1)
+        largest = np.where(largest > 0, largest, 1.0)
+        step = 1.0 if self.power_of_two_scale else 1.0 / _STEPS
+        start = np.ceil(np.log2(largest)) if self.power_of_two_scale else np.log2(largest)
+        best, least = np.zeros(len(rows), np.float32), np.full(len(rows), np.inf)
+        for offset in np.arange(-1.0, 1.0 + step / 2, step):
+            scale = np.exp2(start + offset).astype(np.float32)
+            numbers = decode_log(encode_log(rows / scale[:, None], self.bits, base), self.bits, base) * scale[:, None]
+            error = (weights * (numbers - rows) ** 2).sum(axis=1)
+            better = error < least
+            best, least = np.where(better, scale, best), np.where(better, error, least)
+        return best, float(least.sum())

@@ -1,0 +1,1 @@
+"""Passes that exchange one floating-point type for another."""

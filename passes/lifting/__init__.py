@@ -1,0 +1,1 @@
+"""Passes that read a quantized model back: to annotations, or to floats."""
