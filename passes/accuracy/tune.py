@@ -164,7 +164,7 @@ class _Trial:
         for pass_ in _passes((), method, self._recipe):
             pass_.run(copy, self._ctx)
         Quantize(recipe=self._recipe).run(copy, self._ctx)
-        Partition().run(copy, self._ctx)
+        Partition(recipe=self._recipe).run(copy, self._ctx)
         key = (tuple(prepared), _annotations(copy))
         if key not in self._known:  # linear operators that quantize at run time ask for no threshold
             self._known[key] = np.asarray(np.minimum(self._evaluator.sample_sqnrs(copy), _EXACT_ENOUGH))

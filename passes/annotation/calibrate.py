@@ -146,8 +146,9 @@ def _watched(
     methods: dict[Value, Method] = {}
     stored: set[Value] = set()
     planned = False
+    wanted = {node for node, choice in chosen.items() if choice.precision in ("int8", "int8-dynamic")}
     for graph in model.graph.graphs():
-        plan = plan_regions(graph, target, stored=stored)
+        plan = plan_regions(graph, target, stored=stored, wanted=wanted)
         stored |= plan.stored()
         planned |= bool(plan.integer)
         values.update(dict.fromkeys(plan.quantized_values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from qir.passes.accuracy.correct_bias import spread
 from qir.passes.annotation.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
+from qir.quant.recipe import Recipe
 from qir.targets import Target
 from qir.targets.regions import merged_result
 
@@ -39,7 +40,7 @@ class Partition(Pass):
     weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
     weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there
     is to win: at least half of the weights become integers, where that costs least. Nodes of unknown shape stay as
-    they are.
+    they are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -59,6 +60,7 @@ class Partition(Pass):
     slack: float = 0.01
     last_slack: float = 0.02
     small_us: float = 60.0
+    recipe: str | None = None
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError without samples, whose shapes stand for the symbols in the model's."""
@@ -72,7 +74,7 @@ class Partition(Pass):
         feed = spread(open_data(ctx.calibration, input_specs(model)), 1)[0]
         sized = with_input_shapes(model, {name: array.shape for name, array in feed.items()})
         copies = dict(zip(model.walk(), sized.walk(), strict=True))
-        network = _Network(movable, copies, target)
+        network = _Network(movable, Recipe.open(self.recipe).pinned(model, ctx.reference), copies, target)
         total = sum(target.cost.node_us_as(copy, False) for copy in copies.values())
         slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
         if not network.integer_weights(slow):
@@ -90,8 +92,11 @@ class Partition(Pass):
 class _Network:
     """The nodes as a flow network: what is on the source's side of its minimum cut should be integer."""
 
-    def __init__(self, movable: list[Node], copies: Mapping[Node, Node], target: Target) -> None:
+    def __init__(
+        self, movable: list[Node], pinned: Collection[Node], copies: Mapping[Node, Node], target: Target
+    ) -> None:
         self.table = target.cost
+        self.pinned = pinned
         self.copies = copies
         self.movable = dict.fromkeys(movable)
         self.weights = {node: node_cost(node).parameters for node in movable}
@@ -140,7 +145,7 @@ class _Network:
     def _times(self, node: Node) -> tuple[float, float]:
         """In microseconds, on integers and in float."""
         copy = self.copies[node]
-        if node_cost(copy).macs is None or node_cost(copy).written_bytes is None:
+        if node in self.pinned or node_cost(copy).macs is None or node_cost(copy).written_bytes is None:
             return 0.0, _NEVER
         floating = self.table.node_us_as(copy, False)
         integer = self.table.node_us_as(copy, True)

@@ -71,19 +71,21 @@ def plan_regions(
 
     ``keep_float`` gives the reason for which a node must stay float, None where it need not. ``stored``: values of the
     graphs around a body that are integers already. ``wanted``: nodes that somebody asked for, which join wherever the
-    target has a form for them.
+    target has a form for them, faster or not; of the others a word is said.
     """
     plan = RegionPlan()
     supplied: set[Value] = set(stored)
     for node in graph.nodes:
-        rule = _rule(node, target)
+        asked = node in wanted
+        rule = _rule(node, target, asked)
         if rule is None:
-            if _is_heavy(node):
+            if _is_heavy(node) or (asked and (node.domain or node.op not in target.merged)):
                 plan.kept[node] = target.reason_for_float(node.domain, node.op)
             continue
-        if node not in wanted and not _is_candidate(node, rule, supplied):
+        if not asked and not _is_candidate(node, rule, supplied):
             continue
-        reason = (keep_float(node) if keep_float is not None else None) or _reason_against(node, rule, supplied, target)
+        reason = keep_float(node) if keep_float is not None else None
+        reason = reason or _reason_against(node, rule, supplied, target, asked)
         if reason is not None:
             plan.kept[node] = reason
             continue
@@ -147,15 +149,15 @@ def data_inputs(node: Node, rule: OpRule) -> range | tuple[int, ...]:
     return range(len(node.uses)) if rule.data_inputs is None else rule.data_inputs
 
 
-def _rule(node: Node, target: Target) -> OpRule | None:
-    """The target's rule for a node. A Gather from a large constant table of rows is a lookup."""
+def _rule(node: Node, target: Target, asked: bool) -> OpRule | None:
+    """The target's rule for a node. A Gather from a constant table of rows is a lookup, if large or asked for."""
     rule = target.rule(node.domain, node.op)
     table = node.input(0)
     tensor = table.tensor if table is not None else None
     if node.op != "Gather" or rule is None or tensor is None:
         return rule
     is_table = tensor.dtype is DType.FLOAT and len(tensor.shape) == 2 and node.get("axis", 0) in (0, -2)
-    return target.lookup if is_table and tensor.nbytes >= target.min_table_bytes else None
+    return target.lookup if is_table and (asked or tensor.nbytes >= target.min_table_bytes) else None
 
 
 def _is_candidate(node: Node, rule: OpRule, supplied: set[Value]) -> bool:
@@ -169,16 +171,16 @@ def _is_heavy(node: Node) -> bool:
     return node.op in ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Einsum")
 
 
-def _reason_against(node: Node, rule: OpRule, supplied: set[Value], target: Target) -> str | None:
+def _reason_against(node: Node, rule: OpRule, supplied: set[Value], target: Target, asked: bool) -> str | None:
     match rule.form:
         case Form.RECURRENT:
-            return _reason_against_recurrent(node, target)
+            return _reason_against_recurrent(node, 0 if asked else target.min_recurrent_weights)
         case Form.LOOKUP:
             table = node.input(0)
             finite = table is not None and table.tensor is not None and _is_finite(table.tensor)
             return None if finite else "its table holds infinities or NaN"
         case Form.CONVOLUTION:
-            return _reason_against_weight(node, rule) or _reason_against_stem(node, target)
+            return _reason_against_weight(node, rule) or (None if asked else _reason_against_stem(node, target))
         case Form.LINEAR:
             return _reason_against_linear(node) or _reason_against_weight(node, rule)
         case Form.ELEMENTWISE:
@@ -293,7 +295,7 @@ def reason_against_attention(node: Node) -> str | None:
     return None
 
 
-def _reason_against_recurrent(node: Node, target: Target) -> str | None:
+def _reason_against_recurrent(node: Node, least: int) -> str | None:
     if node.get("layout", 0):
         return "the integer kernel takes no batch-major layout"
     size = 0
@@ -307,7 +309,7 @@ def _reason_against_recurrent(node: Node, target: Target) -> str | None:
         if not _is_finite(tensor):
             return "its weights hold infinities or NaN"
         size += tensor.size // max(tensor.shape[0], 1)
-    if size < target.min_recurrent_weights:
+    if size < least:
         return f"with {size} weights a direction the integer kernel is slower than the float one"
     return None
 

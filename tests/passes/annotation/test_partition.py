@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from qir.ir import Model, StaticQuant
 from qir.passes.annotation.partition import Partition
+from qir.pipeline import PipelineResult, RemarkKind
 from qir.pipeline.registry import load_target
 from tests.passes.int8 import QUANTIZE, annotated, kernels, model
 
@@ -124,3 +126,44 @@ def test_remarks_name_what_went_back() -> None:
     said = [r.message for r in result.remarks if r.pass_name == Partition.name]
     assert said == ["Conv stays float: its region would be slower on integers"]
     assert kernels(result.model) == []
+
+
+def asked(source: Model, toml: str) -> PipelineResult:
+    """Annotated and placed with a recipe in every pass that takes one."""
+    option = f"{{recipe={json.dumps(toml)}}}"
+    passes = ",".join(name + option for name in ("calibrate", "quantize", "partition"))
+    return annotated(source, passes=f"legalize,analyze-ranges,{passes},place")
+
+
+def misses(result: PipelineResult) -> list[str]:
+    return [remark.message for remark in result.remarks if remark.kind is RemarkKind.MISSED]
+
+
+@pytest.mark.parametrize("match", ["Conv", "a", "*"])
+def test_what_a_recipe_asks_for_stays_on_integers_although_slower(match: str) -> None:
+    source = graph("%a = Conv(%x, @g) {group=8, pads=[1, 1, 1, 1]}\n%y = Relu(%a)")
+    assert kernels(annotated(source, passes=f"{QUANTIZE},partition").model) == []
+    result = asked(source, f'[[node]]\nmatch = "{match}"\nprecision = "int8"')
+    assert kernels(result.model) == ["Conv"]
+    assert misses(result) == []
+
+
+def test_a_recipe_may_ask_for_a_small_stem_lstm_or_table() -> None:
+    lines = [
+        *("@w: f32[16,3,3,3] #01", "@t: f32[8,4] #02", "@wi: f32[1,16,4] #03", "@wh: f32[1,16,4] #04"),
+        *("%y = Conv(%x, @w)", "%e = Gather(@t, %i)", "%z = LSTM(%e, @wi, @wh) {hidden_size=4}"),
+    ]
+    source = model("graph g(%x: f32[1,3,8,8], %i: s64[5,1]) -> (%y, %z) {\n" + "\n".join(lines) + "\n}")
+    result = asked(source, '[[node]]\nmatch = ["Conv", "LSTM", "Gather"]\nprecision = "int8"')
+    assert {node.op: node.kernel for node in result.model.walk()} == {
+        "Conv": "integer",
+        "Gather": "integer",
+        "LSTM": "DynamicQuantizeLSTM",
+    }
+    assert misses(result) == []
+
+
+def test_what_the_target_cannot_do_is_said_where_a_recipe_asks_for_it() -> None:
+    source = graph("%a = Conv(%x, @w)\n%y = Tanh(%a)")
+    said = misses(asked(source, '[[node]]\nmatch = "Tanh"\nprecision = "int8"'))
+    assert said == ["Tanh stays float: onnxruntime does not fuse quantizers into it"]
