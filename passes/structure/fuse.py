@@ -77,10 +77,16 @@ class Fuse(Pass):
     only: tuple[str, ...] = ()
     """Names of the rules to apply; all where it is empty."""
 
+    max_rounds: int = 0
+    """How long a chain of rewrites, each of a former one's result, may get before it is taken for endless, which is an
+    error that names the rules; 0: 1000 and two for each node."""
+
     def rules(self, model: Model) -> Sequence[Rule]:
         return [rule for stage in fusion_rules(model) for rule in stage]
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
+        if self.max_rounds < 0:
+            raise OptionError(f"fuse{{max-rounds={self.max_rounds}}}: give 0 for the default, or a positive number")
         stages = fusion_rules(model)
         names = list(dict.fromkeys(rule.name for stage in stages for rule in stage))
         for name in self.only:
@@ -89,7 +95,7 @@ class Fuse(Pass):
         result = PassResult()
         for stage in stages:
             chosen = [rule for rule in stage if not self.only or rule.name in self.only]
-            self._note(apply_rules(chosen, model, numbering=ctx.numbering), result)
+            self._note(apply_rules(chosen, model, numbering=ctx.numbering, max_rounds=self.max_rounds or None), result)
         if not self.only or "conv-bn" in self.only:
             self._explain_norms(model, stages, result)
         result.changed = bool(result.statistics)

@@ -14,6 +14,7 @@ from qir.frontend import import_model
 from qir.ir import Model
 from qir.ops.shape_inference import infer
 from qir.passes.structure.fuse import Fuse
+from qir.pipeline import Pipeline
 from qir.pipeline.contract import PassResult
 from tests.passes.support import apply, assert_close, ir, outputs
 
@@ -488,3 +489,10 @@ def test_annotated_nodes_are_left_alone() -> None:
     result = apply(Fuse(), model)
     assert not result.changed
     assert "quantization annotations" in str(result.remarks[0])
+
+
+def test_a_limit_of_rounds_is_an_option_of_the_text_form() -> None:
+    (parsed,) = Pipeline.parse("fuse{only=conv-bn max-rounds=3}")
+    assert parsed == Fuse(only=("conv-bn",), max_rounds=3)
+    with pytest.raises(OptionError, match="positive number"):
+        apply(Fuse(max_rounds=-1), build([("Relu", ["x"], "y")], (1, 4), {}))
