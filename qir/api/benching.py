@@ -26,7 +26,6 @@ def bench(
     b: str | os.PathLike[str],
     data: Any = None,
     *,
-    random: bool = False,
     dims: Mapping[str, int] | None = None,
     threads: int = 1,
     seconds: float = 4.0,
@@ -34,16 +33,15 @@ def bench(
 ) -> BenchReport:
     """Time two models side by side in this process, interleaved, and profile each, node by node.
 
-    ``data``: whatever ``calibration=`` takes; the first 8 samples are used. Without it, ``random=True`` makes inputs up
-    from the declared shapes, ``dims`` gives sizes to axes that have only names. ``threads``: of each model. ``seconds``
+    ``data``: whatever ``calibration=`` takes; the first 8 samples are used. Without it inputs are made up from the
+    declared shapes, and the report says so; ``dims`` gives sizes to axes that have only names (a first axis: 1). ``threads``: of each model. ``seconds``
     for the comparison, ``runs`` for each profile. Nodes of the two models are the same where they stand for the same
     node of the model that both were made from. Raises ModelError, DataError or OptionError.
     """
     runner = OrtRunner(os.fspath(a))
     if data is None:
-        if not random:
-            raise DataError("nothing to run: give samples with --data, or ask for made-up inputs with --random")
-        data = RandomData(_FEEDS, dict(dims or {}))
+        batches = {spec.shape[0]: 1 for spec in runner.inputs if spec.shape and isinstance(spec.shape[0], str)}
+        data = RandomData(_FEEDS, batches | dict(dims or {}))
     source = open_data(data, runner.inputs)
     feeds = list(islice(source, _FEEDS))
     if not feeds:

@@ -15,11 +15,14 @@ __all__ = ["bench"]
 def bench(
     a: Annotated[Path, typer.Argument(metavar="A", help="A model, mostly the float one.", show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="The model to hold against it.", show_default=False)],
-    data: Annotated[str | None, typer.Option(metavar="DATA", help="Inputs: .npz, or a folder.")] = None,
-    random: Annotated[bool, typer.Option("--random", help="Make inputs up from the declared shapes.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Inputs: .npz, or a folder; made up if not given.")
+    ] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SIZE", help="With --random, the size of an axis that has a name (may be repeated)."),
+        typer.Option(
+            metavar="NAME=SIZE", help="For made-up inputs, the size of an axis that has a name (may be repeated)."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of each model.")] = 1,
     seconds: Annotated[float, typer.Option(metavar="S", min=0.01, help="How long to compare.")] = 4.0,
@@ -33,9 +36,9 @@ def bench(
     from qir.calibration.synthetic import parse_dims
     from qir.errors import OptionError
 
-    if dim and not random:
-        raise OptionError("--dim is for --random: samples have their sizes")
-    report = run(a, b, data, random=random, dims=parse_dims(dim or ()), threads=threads, seconds=seconds)
+    if dim and data is not None:
+        raise OptionError("--dim is for made-up inputs: samples of --data have their sizes")
+    report = run(a, b, data, dims=parse_dims(dim or ()), threads=threads, seconds=seconds)
     if json:
         print_json(report.to_json())
     else:

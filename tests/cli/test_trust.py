@@ -277,14 +277,16 @@ def test_bench_gives_a_ratio_and_the_nodes_that_changed(work: Path, capsys: Capt
     nodes = {row["node"]: row for row in report["nodes"]}
     assert nodes["/layer2/conv1"]["a_ops"] == ["Conv"] and nodes["/layer2/conv1"]["b_ops"] == ["QLinearConv"]
     assert nodes["/fc"]["b_us"] > 0
-    text = says(capsys, *base, "--random", "--dim", "N=1")
-    assert "RANDOM DATA" in text and "95 % interval" in text
+    for more in ((), ("--dim", "N=2")):
+        text = says(capsys, *base, *more)
+        assert "RANDOM DATA" in text and "95 % interval" in text
 
 
-def test_bench_makes_nothing_up_unasked(work: Path, capsys: Capture) -> None:
-    assert "--random" in error(capsys, "bench", MODEL, MODEL)
-    assert "say how long it is (N=1)" in error(capsys, "bench", MODEL, MODEL, "--random")
-    assert "--dim is for --random" in error(capsys, "bench", MODEL, MODEL, "--data", CALIB, "--dim", "N=1")
+def test_bench_of_made_up_inputs_wants_sizes_of_all_axes_but_the_first(work: Path, capsys: Capture) -> None:
+    words = str(CNN.parent / "gru-words" / "model.onnx")
+    assert "(length=1)" in error(capsys, "bench", words, words)
+    says(capsys, "bench", words, words, "--seconds", "0.02", "--dim", "length=5")
+    assert "--dim is for made-up inputs" in error(capsys, "bench", MODEL, MODEL, "--data", CALIB, "--dim", "N=1")
 
 
 # inspect
