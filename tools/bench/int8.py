@@ -2,13 +2,17 @@
 
     python tools/bench/int8.py [--models NAME...] [--samples 200] [--peer ort] [--extra='--effort fast'] [--json FILE]
     python tools/bench/int8.py --rss [--models NAME...]
+    python tools/bench/int8.py --frontier [--models NAME...] [--svg FOLDER]
+    python tools/bench/int8.py --audit [--models NAME...]
 
 Every model is quantized by `qir quantize` in a process of its own, on 64 samples. Accuracy is against the float model
 on evaluation samples; speed is float over quantized, medians of interleaved runs on one thread; cost is the command's
 time over plain float inference of the same 64 samples. `--peer ort` runs onnxruntime's quantizer by ../shared/bench on
 the same files and times its models against qir's as well. Rows of ../shared/zoo/peers.json that are ahead in both
 accuracy and speed are listed below the table; they come from another machine, so their speeds are a hint only.
-`--rss` prints the peak memory of the command for 16 and for 256 samples instead. Exit 1 when qir fails on a model.
+Instead of that table `--rss` prints the peak memory of the command for 16 and for 256 samples, `--frontier` what
+`--effort` and `--min-sqnr` reach of accuracy and speed, plotted with the peers, `--audit` what the runtime left in
+float of each model and why. Exit 1 when qir fails on a model, or something in float has no reason.
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ CALIBRATION_SAMPLES = 64
 ORT_PRESETS = ("minmax_up", "dynamic")
 RSS_MODELS = ["mobilenetv2-cifar10head", "minilm-l6-sts"]
 RSS_SAMPLES = (16, 256)
+RSS_MARGIN = 0.10
+FRONTIER_MODELS = ["minilm-l6-sts", "mobilenetv2-cifar10head", "silero-vad", "stories260k-llama"]
+EFFORTS = ("fast", "balanced", "best")
+SEEN_DB = 70.0
+"""From here on nothing was quantized."""
 SQNR_MARGIN_DB = 0.2
 SPEED_MARGIN = 1.05
 TIMEOUT = 1800  # seconds, for one quantizer on one model
@@ -189,6 +198,10 @@ class Bench:
     def out(self, by: str) -> Path:
         return self.folder / f"{self.name}.{by.replace(' ', '-')}.onnx"
 
+    def asked(self, by: str, extra: str, *options: str) -> Row:
+        """What `qir quantize` makes with these options."""
+        return self.row(by, qir_command(self.model, self.calib_file, self.out(by), [*shlex.split(extra), *options]))
+
     def row(self, by: str, argv: Sequence[str], against: Path | None = None) -> Row:
         """Runs the quantizer, which writes `out(by)`, and measures it; `against`: a model to time it against too."""
         row, out = Row(self.name, by), self.out(by)
@@ -216,20 +229,64 @@ class Bench:
         row.integer_ops = integer_ops(optimized_model(out).op_counts)
 
 
+def ort_command(bench: Bench, by: str, preset: str) -> list[str]:
+    program = str(SHARED / "bench" / "run_ort.py")
+    return [sys.executable, program, bench.model, str(bench.calib_file), str(bench.out(by)), "--preset", preset]
+
+
 def rss_table(zoo: Any, names: Sequence[str], folder: Path, extra: Sequence[str]) -> list[dict[str, Any]]:
     """Peak RSS of the command by number of samples; samples repeat where the zoo has fewer."""
     rows: list[dict[str, Any]] = []
-    print("| model | samples | RSS MB | seconds |\n|---|---|---|---|", flush=True)
+    few, many = RSS_SAMPLES
+    print(f"| model | {few} samples, MB | {many} samples, MB | ratio | seconds |\n|---|---|---|---|---|", flush=True)
     for name in names:
-        model, calib, _, _ = zoo.load(name, max(RSS_SAMPLES), 1)
+        model, calib, _, _ = zoo.load(name, many, 1)
+        peaks, spent = [], []
         for count in RSS_SAMPLES:
             file = folder / f"{name}.{count}.npz"
             np.savez(file, **stack([calib[index % len(calib)] for index in range(count)]))
             seconds, rss, error = run_command(qir_command(model, file, folder / "out.onnx", extra))
             rows.append({"model": name, "samples": count, "rss_mb": rss, "seconds": seconds, "error": error})
-            peak = f"**fails**: {error}" if error else f"{rss:.0f}"
-            print(f"| {name} | {count} | {peak} | {seconds:.1f} |", flush=True)
+            peaks.append(rss)
+            spent.append("**fails**" if error else f"{seconds:.0f}")
+        verdict = "" if peaks[1] <= peaks[0] * (1 + RSS_MARGIN) else " **grows**"
+        cells = [name, *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}{verdict}", ", ".join(spent)]
+        print(f"| {' | '.join(cells)} |", flush=True)
     return rows
+
+
+def frontier(zoo: Any, names: Sequence[str], folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What efforts and thresholds reach, a row each and a plot for each model, with onnxruntime's quantizer."""
+    from tools.bench.int8_frontier import Point, chart, recorded_points, thresholds
+
+    peers = json.loads((SHARED / "zoo" / "peers.json").read_text())
+    results: list[dict[str, Any]] = []
+    print(HEADER, flush=True)
+    for name in names:
+        bench = Bench(zoo, name, folder, options.samples)
+        rows = [_printed(bench.asked(f"qir {effort}", options.extra, "--effort", effort)) for effort in EFFORTS]
+        default = rows[EFFORTS.index("balanced")]
+        if default.sqnr_min_db is not None and default.sqnr_min_db < SEEN_DB:
+            for wanted in thresholds(default.sqnr_min_db):
+                rows.append(_printed(bench.asked(f"qir {wanted} dB", options.extra, "--min-sqnr", str(wanted))))
+        for preset in ORT_PRESETS:
+            by = f"ort {preset}"
+            rows.append(_printed(bench.row(by, ort_command(bench, by, preset))))
+        points = [
+            Point(row.by, row.latency.ratio, row.sqnr_db, "qir" if row.by.startswith("qir") else "here")
+            for row in rows
+            if row.latency is not None and row.sqnr_db is not None and row.sqnr_db < SEEN_DB
+        ]
+        points += recorded_points(peers.get(name, {}).get("rows", ()))
+        options.svg.mkdir(parents=True, exist_ok=True)
+        (options.svg / f"frontier-{name.partition('-')[0]}.svg").write_text(chart(name, points))
+        results.append({"model": name, "rows": [asdict(row) for row in rows], "error": default.error})
+    return results
+
+
+def _printed(row: Row) -> Row:
+    print(row.markdown(), flush=True)
+    return row
 
 
 def accuracy_table(zoo: Any, names: Sequence[str], folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -244,8 +301,7 @@ def accuracy_table(zoo: Any, names: Sequence[str], folder: Path, options: argpar
         others = []
         for preset in ORT_PRESETS if "ort" in options.peer else ():
             by = f"ort {preset}"
-            program = [sys.executable, str(SHARED / "bench" / "run_ort.py"), bench.model, str(bench.calib_file)]
-            others.append(bench.row(by, [*program, str(bench.out(by)), "--preset", preset], against=out))
+            others.append(bench.row(by, ort_command(bench, by, preset), against=out))
             print(others[-1].markdown(), flush=True)
         ahead = {"ahead_here": measured_ahead(ours, others), "ahead_recorded": recorded_ahead(peers, ours)}
         rows = [asdict(row) for row in (ours, *others)]
@@ -259,11 +315,16 @@ def accuracy_table(zoo: Any, names: Sequence[str], folder: Path, options: argpar
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="zoo models; all by default, two for --rss")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="zoo models; all by default, a few for --rss and --frontier"
+    )
     parser.add_argument("--samples", type=int, default=200, help="evaluation samples at most (default 200)")
     parser.add_argument("--peer", nargs="+", choices=["ort"], default=[], help="quantizers to run beside it")
     parser.add_argument("--extra", default="", metavar="ARGS", help="more arguments for qir quantize, as one")
     parser.add_argument("--rss", action="store_true", help="peak memory for 16 and 256 samples instead of the table")
+    parser.add_argument("--frontier", action="store_true", help="accuracy against speed by effort and threshold")
+    parser.add_argument("--svg", type=Path, default=Path("."), metavar="FOLDER", help="where --frontier puts its plots")
+    parser.add_argument("--audit", action="store_true", help="what stays float in the runtime, and why")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
     parser.add_argument("--folder", type=Path, help="keep samples and models here (default: a temporary folder)")
     options = parser.parse_args()
@@ -271,7 +332,9 @@ def main() -> int:
         print("../shared/zoo is not there: nothing to measure")
         return 0
     zoo = load_zoo()
-    names = options.models or (RSS_MODELS if options.rss else zoo.names())
+    sys.path.append(str(Path(__file__).resolve().parents[2]))  # for the other files of this program
+    few = RSS_MODELS if options.rss else FRONTIER_MODELS if options.frontier else None
+    names = options.models or few or zoo.names()
     if unknown := sorted(set(names) - set(zoo.names())):
         parser.error(f"no zoo model is called {', '.join(unknown)}; there are {', '.join(zoo.names())}")
     with tempfile.TemporaryDirectory(prefix="qir-bench-") as temporary:
@@ -279,6 +342,12 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         if options.rss:
             results = rss_table(zoo, names, folder, shlex.split(options.extra))
+        elif options.frontier:
+            results = frontier(zoo, names, folder, options)
+        elif options.audit:
+            from tools.bench.int8_audit import audit_table
+
+            results = audit_table({name: zoo.load(name, CALIBRATION_SAMPLES, 1)[:2] for name in names})
         else:
             results = accuracy_table(zoo, names, folder, options)
     if options.json is not None:
