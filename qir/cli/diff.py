@@ -36,7 +36,7 @@ def diff(
     weights: Annotated[bool, typer.Option(help="Measure how far changed weights are apart.")] = True,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="Leave a kind of change out (may be repeated): see the docs."),
+        typer.Option(metavar="KIND,...", help="Leave kinds of change out (may be repeated): see the docs."),
     ] = None,
     max_changes: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Show at most N changes, and say how many more there are.")
@@ -59,7 +59,8 @@ def diff(
     from qir.diff.gate import parse_conditions
 
     conditions = parse_conditions(fail_on) if fail_on is not None else None
-    found = compare(old, new, weights=weights, ignore=ignore or ())
+    kinds = [kind.strip() for text in ignore or () for kind in text.split(",")]
+    found = compare(old, new, weights=weights, ignore=kinds)
     content = _render(found, format or _format_of(output), max_changes, output)
     if output is None:
         sys.stdout.write(content)
