@@ -251,14 +251,19 @@ def _count(number: int, word: str) -> str:
 
 
 def _kinds(ignore: Collection[str]) -> frozenset[ChangeKind]:
-    known = {kind.value: kind for kind in ChangeKind}
+    """Kinds by their names, or by what they are about: ``nodes``, ``weights``, ``metadata`` ..."""
+    known: dict[str, set[ChangeKind]] = {kind.value: {kind} for kind in ChangeKind}
+    for kind in ChangeKind:
+        about = kind.value.rpartition("-")[0]
+        for word in (about, f"{about}s"):
+            known.setdefault(word, set()).add(kind)
     names = [ignore] if isinstance(ignore, str) else list(ignore)
     for name in names:
         if name not in known:
             raise OptionError(
-                f"no kind of change is called {name!r}{suggest(name, known)}; there are {', '.join(known)}"
+                f"no kind of change is called {name!r}{suggest(name, known)}; there are {', '.join(ChangeKind)}"
             )
-    return frozenset(known[name] for name in names)
+    return frozenset(kind for name in names for kind in known[name])
 
 
 def _load(given: Model | str | os.PathLike[str]) -> tuple[Model, str]:
