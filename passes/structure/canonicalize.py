@@ -116,13 +116,13 @@ class _Cleaner:
                     self._lift(graph, node)
         constants = _Constants(graph, self)
         scope = Scope(opset_of(self.model, graph), add_constant if in_function else constants.make)
-        seen: dict[Hashable, list[Node]] = {}
+        earlier = _Earlier()
         for node in graph.nodes:
             while not self.numbering.exhausted and (statistic := simplify(node, scope)):
                 self.numbering.allow(statistic, node)
                 self.result.count(statistic)
             if node.is_read:
-                self._eliminate(node, seen)
+                self._eliminate(node, earlier)
             for body in node.bodies:
                 self.clean(body)
 
@@ -149,18 +149,18 @@ class _Cleaner:
         node.erase()
         self.result.count("lifted-constant")
 
-    def _eliminate(self, node: Node, seen: dict[Hashable, list[Node]]) -> None:
+    def _eliminate(self, node: Node, earlier: _Earlier) -> None:
         """Let an earlier node that computes the same stand for this one."""
-        if not is_pure(node, self.model.functions) or node.op == "Constant":
+        likely = earlier.add(node)
+        if not likely or not is_pure(node, self.model.functions) or node.op == "Constant":
             return
-        earlier = seen.setdefault(_signature(node), [])
-        for other in earlier:
+        for other in likely:
             if self.numbering.exhausted:
                 return
             if _same_node(node, other) and self._merge(node, other):
                 self.numbering.allow("common-subexpression", node, other)
+                earlier.forget(node)
                 return
-        earlier.append(node)
 
     def _merge(self, node: Node, other: Node) -> bool:
         if any(value.is_output for value in node.outputs):
@@ -174,6 +174,35 @@ class _Cleaner:
         return True
 
 
+class _Earlier:
+    """The nodes of a graph that the walk has passed, by what they compute.
+
+    Nearly all are told apart by their operator, first and last operand; only those that agree in these get a signature.
+    """
+
+    def __init__(self) -> None:
+        self.alone: dict[Hashable, Node | None] = {}
+        """None where there are several; they are in ``alike``."""
+        self.alike: dict[Hashable, list[Node]] = {}
+
+    def add(self, node: Node) -> list[Node] | None:
+        """Remember a node; the earlier ones of the same signature."""
+        key = _rough_signature(node)
+        other = self.alone.setdefault(key, node)
+        if other is node:
+            return None
+        if other is not None:
+            self.alone[key] = None
+            self.alike.setdefault(_signature(other), []).append(other)
+        found = self.alike.setdefault(_signature(node), [])
+        found.append(node)
+        return found[:-1]
+
+    def forget(self, node: Node) -> None:
+        """The latest that was added."""
+        self.alike[_signature(node)].pop()
+
+
 class _Constants:
     """The distinct constants of one graph, found by content."""
 
@@ -181,11 +210,13 @@ class _Constants:
         self.graph = graph
         self.buckets: dict[Hashable, list[Value]] = {}
         for value in graph.initializers:
-            if not isinstance(value.const, Tensor) or value.is_input or value.name in cleaner.annotated:
+            tensor = value.const
+            if not isinstance(tensor, Tensor) or value.is_input or value.name in cleaner.annotated:
                 continue
-            twin = self._find(value.const, value)
+            bucket = self.buckets.setdefault(tensor.bucket(), [])
+            twin = self._find(tensor, value) if bucket else None
             if twin is None:
-                self.buckets.setdefault(value.const.bucket(), []).append(value)
+                bucket.append(value)
             elif not value.is_output and value.uses:
                 value.replace_all_uses(twin)
                 cleaner.result.count("duplicate-constant")
@@ -211,6 +242,15 @@ def _root(graph: Graph) -> Graph:
     while graph.outer is not None:
         graph = graph.outer
     return graph
+
+
+def _rough_signature(node: Node) -> Hashable:
+    """Equal for nodes that compute the same, and for few others."""
+    uses = node.uses
+    if not uses:
+        return node.op
+    first, last = uses[0], uses[-1]
+    return (node.op, None if first is None else id(first.value), None if last is None else id(last.value))
 
 
 def _signature(node: Node) -> Hashable:

@@ -75,6 +75,8 @@ class Attribute:
         match value:
             case Attribute():
                 return value
+            case tuple() | list() if {*map(type, value)} == {int}:
+                return cls(name, AttrKind.INTS, tuple(value))
             case bool() | int() | np.integer():
                 return cls(name, AttrKind.INT, int(value))
             case float() | np.floating():

@@ -99,22 +99,27 @@ class Journal:
         """How many edits of each field: the per-pass change summary."""
         return Counter(edit.field for edit in self.edits[since:])
 
-    def touched_nodes(self, since: int = 0) -> list[Node]:
-        """Nodes still in a graph that were added, or whose inputs, attributes, op or bodies' outputs changed."""
+    def touched_nodes(self, since: int = 0, *, retyped: bool = False) -> list[Node]:
+        """Nodes still in a graph that were added, or whose inputs, attributes, op or bodies' outputs changed.
+
+        ``retyped``: without those whose results must have the types that they had, since all that happened to them is
+        that an operand of the same type came in, of two axes or more, so that no shape is read off its content.
+        """
         from qir.ir.graph import Graph
         from qir.ir.node import Node
-        from qir.ir.value import Use
+        from qir.ir.value import Use, _restore_use
 
         seen: dict[Node, None] = {}
-        for edit in self.edits[since:]:
-            if edit.field not in _NODE_EDITS:
+        for node, field, undo, arguments in self.edits[since:] if since else self.edits:
+            if field not in _NODE_EDITS:
                 continue
-            node = edit.subject
             if isinstance(node, Use):
+                if retyped and undo is _restore_use and _are_typed_alike(arguments[1], node._value):
+                    continue
                 node = node._owner
             if isinstance(node, Graph):
                 node = node.owner  # another output of a body is another result of the node around it
-            if isinstance(node, Node) and node.graph is not None:
+            if isinstance(node, Node) and node._graph is not None:
                 seen[node] = None
         return list(seen)
 
@@ -142,6 +147,14 @@ class Journal:
 
 
 _NODE_EDITS = SEMANTIC_EDITS | {"node", "interface"}
+
+
+def _are_typed_alike(old: Value, new: Value) -> bool:
+    type_ = new._type
+    if type_ is None or (type_ is not old._type and type_ != old._type):
+        return False
+    shape = getattr(type_, "shape", None)
+    return shape is not None and len(shape) > 1
 
 
 def _results_of_users(value: Value) -> list[Value]:

@@ -272,7 +272,7 @@ def _infer_types(run: PassRun) -> None:
     if _needs_types(run):
         from qir.ops.shape_inference import infer_after
 
-        infer_after(run.model, run.journal.touched_nodes())
+        infer_after(run.model, run.journal.touched_nodes(retyped=True))
 
 
 def _name_pass(error: BaseException, pass_: Pass, index: int) -> None:

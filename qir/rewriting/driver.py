@@ -10,7 +10,9 @@ from qir.errors import QirError
 from qir.ir import Graph, Model, Node, Value
 from qir.rewriting.edits import is_annotated, merge_origin
 from qir.rewriting.numbering import Application, Numbering
-from qir.rewriting.rule import Match, Refused, Replacement, Rule
+from qir.rewriting.patterns import Op
+from qir.rewriting.rule import Match, Refused, Replacement, Rule, makers_of
+from qir.rewriting.search import Search
 
 __all__ = ["EndlessRewriteError", "RewriteReport", "apply_rules"]
 
@@ -53,11 +55,16 @@ class _Driver:
         self.model = model
         self.numbering = numbering
         self.max_rounds = max_rounds
-        self.by_root: dict[tuple[str, str], list[Rule]] = {}
+        self.by_root: dict[tuple[str, str], list[tuple[Rule, list[Op]]]] = {}
+        """For an operator the rules that may start at it, each with its patterns that do."""
+        self.heights: dict[str, int] = {}
+        """How many nodes of a match may stand above one of an operator; ``*`` is any."""
         for rule in rules:
+            patterns = rule.root_patterns()
+            rule.pattern.heights(0, self.heights)
             for root in rule.roots:
-                self.by_root.setdefault(root, []).append(rule)
-        self.reach = {root: 1 + max(rule.pattern.depth for rule in found) for root, found in self.by_root.items()}
+                self.by_root.setdefault(root, []).append((rule, [each for each in patterns if root[1] in each.ops]))
+        self.reach = {root: 1 + max(rule.pattern.depth for rule, _ in found) for root, found in self.by_root.items()}
         """How far upstream of a root something may have changed that its rules see, checks a step further included."""
         self.furthest = max(self.reach.values(), default=0)
         self.queue: deque[Node] = deque()
@@ -91,7 +98,7 @@ class _Driver:
         return self.report
 
     def enqueue(self, node: Node) -> None:
-        if node not in self.queued and self.rules_for(node):
+        if node not in self.queued and _root_of(node) in self.by_root:
             self.queued.add(node)
             self.queue.append(node)
 
@@ -100,12 +107,13 @@ class _Driver:
         first = [node for node in nodes if node in self.queued]
         self.queue.extendleft(reversed(first))
 
-    def rules_for(self, node: Node) -> Sequence[Rule]:
-        return self.by_root.get(_root_of(node), ())
-
     def visit(self, node: Node) -> None:
-        for rule in self.rules_for(node):
-            found = rule.match(node, self.model)
+        graph = node.graph
+        assert graph is not None, "an erased node is not visited"
+        makers = makers_of(node)
+        for rule, patterns in self.by_root[_root_of(node)]:
+            fitting = [pattern for pattern in patterns if pattern.fed_by(makers, node)]
+            found = rule.search(node, self.model, fitting, Search(graph)) if fitting else None
             if self.refused:
                 self.refused.pop((rule.name, node), None)
             if isinstance(found, Match):
@@ -191,27 +199,36 @@ class _Driver:
     def wake(self, changed: Iterable[Node], operands: Iterable[Value], graph: Graph) -> None:
         """Queue what a rewrite may have opened a match for: roots within a pattern's reach downstream of the change,
         and the last reader of an operand that lost the others."""
-        frontier = [node for node in changed if node.graph is not None]
+        frontier = {node: self.furthest - 1 for node in changed if node.graph is not None}
         for value in operands:
             if len(value.uses) == 1:
-                frontier += value.users
-        seen = set(frontier)
+                for node in value.users:
+                    frontier[node] = self.furthest - 1
+        # With each node goes how far downstream a root may be that sees the change through it: past a reader only
+        # where a pattern has one of its kind below its root.
+        farthest = dict(frontier)
         for distance in range(self.furthest):
-            following: list[Node] = []
-            for node in frontier:
+            following: dict[Node, int] = {}
+            for node, limit in frontier.items():
                 if node not in self.queued and self.reach.get(_root_of(node), 0) > distance:
                     self.enqueue(node)
-                if distance + 1 == self.furthest:
+                if distance:
+                    limit = min(limit, distance + self.height(node))
+                if limit <= distance:
                     continue
                 for value in node.outputs:
                     for use in value.uses:
                         reader = use.node
-                        if reader is not None and reader not in seen:
-                            seen.add(reader)
-                            following.append(reader)
+                        if reader is not None and farthest.get(reader, 0) < limit:
+                            farthest[reader] = following[reader] = limit
+            if not following:
+                break
             frontier = following
         if graph.owner is not None and graph.owner.graph is not None:
             self.enqueue(graph.owner)
+
+    def height(self, node: Node) -> int:
+        return max(self.heights.get(node.op, 0), self.heights.get("*", 0))
 
 
 def _root_of(node: Node) -> tuple[str, str]:

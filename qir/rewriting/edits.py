@@ -201,7 +201,7 @@ def erase_dead(graph: Graph, on_erase: Callable[[Node], None] | None = None) -> 
     """
     erased = 0
     for node in reversed(graph.nodes):
-        if node.outputs and node.domain in _WELL_KNOWN and not node.is_read:
+        if not node.is_read and node.outputs and node.domain in _WELL_KNOWN:
             if on_erase is not None:
                 on_erase(node)
             node.erase()

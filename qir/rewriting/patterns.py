@@ -11,7 +11,7 @@ operand orders of a commutative op and alternatives are tried one after the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any as Object
 
@@ -52,6 +52,12 @@ class Pattern:
     def depth(self) -> int:
         """How many nodes deep it reaches."""
         return 0
+
+    def heights(self, above: int, found: dict[str, int]) -> None:
+        """Note in ``found`` how many nodes of the match may stand above one of an operator, for each operator that
+        the pattern names; ``above`` stand above this operand. The key ``*`` is for any operator."""
+        if self.depth:
+            found["*"] = max(found.get("*", 0), above + self.depth - 1)
 
     def describe(self) -> str:
         raise NotImplementedError
@@ -153,6 +159,9 @@ class Maybe(Pattern):
     def depth(self) -> int:
         return self.pattern.depth
 
+    def heights(self, above: int, found: dict[str, int]) -> None:
+        self.pattern.heights(above, found)
+
     def describe(self) -> str:
         return f"[{self.pattern.describe()}]"
 
@@ -172,6 +181,10 @@ class OneOf(Pattern):
     @property
     def depth(self) -> int:
         return max(alternative.depth for alternative in self.alternatives)
+
+    def heights(self, above: int, found: dict[str, int]) -> None:
+        for alternative in self.alternatives:
+            alternative.heights(above, found)
 
     def describe(self) -> str:
         return " or ".join(alternative.describe() for alternative in self.alternatives)
@@ -209,6 +222,10 @@ class Rest(Pattern):
     def depth(self) -> int:
         return 0 if self.each is None else self.each.depth
 
+    def heights(self, above: int, found: dict[str, int]) -> None:
+        if self.each is not None:
+            self.each.heights(above, found)
+
     def describe(self) -> str:
         return f"*{self.name}"
 
@@ -225,6 +242,8 @@ class Op(Pattern):
     __slots__ = (
         "_depth",
         "_feeders",
+        "_flat",
+        "_heights",
         "attributes",
         "defaults",
         "domain",
@@ -233,6 +252,7 @@ class Op(Pattern):
         "name",
         "ops",
         "output",
+        "plain",
         "single_use",
         "where",
     )
@@ -262,15 +282,43 @@ class Op(Pattern):
         self.leaks = leaks
         self._depth = 1 + max((pattern.depth for pattern in inputs), default=0)
         self._feeders = tuple((i, makers) for i, pattern in enumerate(inputs) if (makers := _makers(pattern)))
+        self._flat = all(pattern.plain for pattern in inputs)
+        self.plain = self._flat and _COMMUTATIVE.isdisjoint(self.ops)
+        self._heights: dict[str, int] = {}
+        """Of the operands; noted once, since a pattern may stand in many places of another."""
+        for pattern in inputs:
+            pattern.heights(1, self._heights)
 
     @property
     def depth(self) -> int:
         return self._depth
 
+    def heights(self, above: int, found: dict[str, int]) -> None:
+        for op in self.ops:
+            found[op] = max(found.get(op, 0), above)
+        for op, height in self._heights.items():
+            found[op] = max(found.get(op, 0), above + height)
+
     def describe(self) -> str:
         return "/".join(self.ops)
 
     def match(self, value: Value | None, search: Search) -> Iterator[None]:
+        node = self._maker(value, search)
+        if node is None:
+            return
+        if search.seen(self) is not None:
+            yield
+        else:
+            yield from self.match_node(node, search)
+
+    def hold(self, value: Value | None, search: Search) -> Held | None:
+        node = self._maker(value, search)
+        if node is None:
+            return None
+        return self._hold_node(node, node.inputs, search) if search.seen(self) is None else NOTHING_HELD
+
+    def _maker(self, value: Value | None, search: Search) -> Node | None:
+        """The node that makes ``value``, where nothing but its own form may speak against it."""
         node = None if value is None else value.producer
         if node is None or value is None:
             search.fail(lambda: f"expected {self.describe()}, found {_origin(value)}")
@@ -282,56 +330,88 @@ class Op(Pattern):
             search.fail(lambda: f"the result of {node.op} {node.label!r} has {len(value.uses)} uses")
         else:
             known = search.seen(self)
-            if known is None:
-                yield from self.match_node(node, search)
-            elif known is value:
-                yield
-            else:
-                search.fail(lambda: f"{value.name!r} is not {known.name!r}")
+            if known is None or known is value:
+                return node
+            search.fail(lambda: f"{value.name!r} is not {known.name!r}")
+        return None
 
-    def may_match(self, node: Node) -> bool:
-        """False where its operator, or those that make the operands, show at once that the node does not fit."""
-        if node.op not in self.ops:
-            return False
-        uses = node.uses
+    def fed_by(self, makers: Sequence[str], node: Node) -> bool:
+        """False where ``makers``, the operators that make the operands of ``node``, show that it does not fit."""
         commutes = node.op in _COMMUTATIVE
-        for index, ops in self._feeders:  # plain loops: this is asked of each rule at each node
-            for use in uses if commutes else uses[index : index + 1]:
-                maker = None if use is None else use.value.producer
-                if maker is not None and maker.op in ops:
-                    break
-            else:
+        for index, ops in self._feeders:
+            if commutes:
+                if ops.isdisjoint(makers):
+                    return False
+            elif index >= len(makers) or makers[index] not in ops:
                 return False
         return True
 
     def match_node(self, node: Node, search: Search) -> Iterator[None]:
         """Yield once for each way in which the node itself fits."""
+        if self._flat:
+            for operands in self._orders(node):
+                held = self._hold_node(node, operands, search)
+                if held is not None:
+                    yield
+                    search.let_go(held)
+        elif self._fits(node, search):
+            key = search.enter(self, self.name, self.output, node)
+            for operands in self._orders(node):
+                yield from self._match_operands(operands, node, search)
+            search.let_go((key, "", []))
+
+    def _fits(self, node: Node, search: Search) -> bool:
+        """Whether operator, attributes and condition are as they should be."""
         if node.op not in self.ops or (node.domain or "ai.onnx") != (self.domain or "ai.onnx"):
             search.fail(lambda: f"expected {self.describe()}, found {node.op} {node.label!r}")
-            return
+            return False
         for key, wanted in self.attributes.items():
             found = node.get(key, self.defaults.get(key))
             if not (wanted(found) if callable(wanted) else wanted == found):
                 search.fail(lambda key=key, found=found: f"{node.op} {node.label!r} has {key}={found!r}")  # type: ignore[misc]  # mypy knows no lambda defaults
-                return
+                return False
         if self.where is not None and not self.where(node):
             search.fail(lambda: f"{node.op} {node.label!r} does not satisfy the rule's condition on it")
-            return
-        for _ in search.enter(self, self.name, node):
-            for operands in self._orders(node):
-                yield from self._match_operands(operands, node, search)
+            return False
+        return True
 
-    def _orders(self, node: Node) -> Iterator[tuple[Value | None, ...]]:
+    def _hold_node(self, node: Node, operands: Sequence[Value | None], search: Search) -> Held | None:
+        """Where all operands are plain: bind the node and them, in this order; None where that does not fit."""
+        if not self._fits(node, search):
+            return None
+        key = search.enter(self, self.name, self.output, node)
+        held: list[Held] = []
+        whole: Held = (key, "", held)
+        if not self._has_room(operands, len(self.inputs), node, search):
+            search.let_go(whole)
+            return None
+        count = len(operands)
+        for index, pattern in enumerate(self.inputs):
+            binding = pattern.hold(operands[index] if index < count else None, search)
+            if binding is None:
+                search.let_go(whole)
+                return None
+            held.append(binding)
+        return whole
+
+    def _has_room(self, operands: Sequence[Value | None], places: int, node: Node, search: Search) -> bool:
+        """Whether there are no more operands than ``places``; no pattern for them at all takes any."""
+        if places and len(operands) > places and any(value is not None for value in operands[places:]):
+            search.fail(lambda: f"{node.op} {node.label!r} has {len(operands)} operands, expected {places}")
+            return False
+        return True
+
+    def _orders(self, node: Node) -> Iterable[tuple[Value | None, ...]]:
         operands = node.inputs
-        commutes = node.op in _COMMUTATIVE and 1 < len(operands) <= _MOST_PERMUTED and len(self.inputs) > 1
+        if node.op not in _COMMUTATIVE or not 1 < len(operands) <= _MOST_PERMUTED or len(self.inputs) < 2:
+            return (operands,)
         # One value in two places makes orders that are equal; trying them again would double the work at each level.
-        yield from dict.fromkeys(permutations(operands)) if commutes else (operands,)
+        return dict.fromkeys(permutations(operands))
 
     def _match_operands(self, operands: tuple[Value | None, ...], node: Node, search: Search) -> Iterator[None]:
         rest = self.inputs[-1] if self.inputs and isinstance(self.inputs[-1], Rest) else None
         fixed = self.inputs[:-1] if rest is not None else self.inputs
-        if self.inputs and rest is None and any(value is not None for value in operands[len(fixed) :]):
-            search.fail(lambda: f"{node.op} {node.label!r} has {len(operands)} operands, expected {len(fixed)}")
+        if rest is None and not self._has_room(operands, len(fixed), node, search):
             return
         pairs = [(pattern, operands[i] if i < len(operands) else None) for i, pattern in enumerate(fixed)]
         for _ in _in_turn(pairs, 0, search):

@@ -13,7 +13,7 @@ from qir.rewriting.edits import add_constant, is_annotated, opset_of
 from qir.rewriting.patterns import OneOf, Op
 from qir.rewriting.search import Search
 
-__all__ = ["Check", "Match", "Refused", "Replacement", "Rewrite", "Rule"]
+__all__ = ["Check", "Match", "Refused", "Replacement", "Rewrite", "Rule", "makers_of"]
 
 
 class Match:
@@ -134,34 +134,36 @@ class Rule:
     def roots(self) -> tuple[tuple[str, str], ...]:
         """(domain, op) of each node at which a match can start. Raises ValueError for a pattern that is no operator."""
         found: list[tuple[str, str]] = []
-        for root in self._root_patterns():
+        for root in self.root_patterns():
             found += [("" if root.domain == "ai.onnx" else root.domain, op) for op in root.ops]
         return tuple(dict.fromkeys(found))
 
     def match(self, node: Node, model: Model | None = None) -> Match | Refused | None:
         """The first match with ``node`` at its root that nothing speaks against; else the first refusal; else None."""
         assert node.graph is not None, "an erased node cannot be matched"
-        roots = [root for root in self._root_patterns() if root.may_match(node)]
-        return self._search(node, model, roots, Search(node.graph)) if roots else None
+        makers = makers_of(node)
+        roots = [root for root in self.root_patterns() if node.op in root.ops and root.fed_by(makers, node)]
+        return self.search(node, model, roots, Search(node.graph)) if roots else None
 
     def explain(self, node: Node, model: Model | None = None) -> str:
         """One line on how far the best match with ``node`` at its root gets, and where it stops."""
         if node.graph is None:
             return f"rule {self.name!r}: the node was erased"
         search = Search(node.graph, traced=True)
-        found = self._search(node, model, self._root_patterns(), search)
+        found = self.search(node, model, self.root_patterns(), search)
         where = f"rule {self.name!r} at {node.op} {node.label!r}"
         if isinstance(found, Match):
             note = "; it carries quantization annotations, so it is left alone"
             return f"{where}: matches{note if not self.keeps_quant and any(map(is_annotated, found.nodes)) else ''}"
         if isinstance(found, Refused):
             return f"{where}: fits, but {found.reason}"
-        total = max(_count(root) for root in self._root_patterns())
+        total = max(_count(root) for root in self.root_patterns())
         reached = ", ".join(f"{n.op} {n.label!r}" for n in dict.fromkeys(search.furthest))
         so_far = f"matched {len(set(search.furthest))} of at most {total} nodes ({reached}), then: " if reached else ""
         return f"{where}: {so_far}{search.obstacle}"
 
-    def _root_patterns(self) -> Sequence[Op]:
+    def root_patterns(self) -> Sequence[Op]:
+        """The patterns of which a match has to fit one. Raises ValueError for one that is no operator."""
         pattern = self.pattern
         if isinstance(pattern, Op):
             return (pattern,)
@@ -170,7 +172,8 @@ class Rule:
             raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
         return roots
 
-    def _search(self, node: Node, model: Model | None, roots: Sequence[Op], search: Search) -> Match | Refused | None:
+    def search(self, node: Node, model: Model | None, roots: Sequence[Op], search: Search) -> Match | Refused | None:
+        """``match`` for these of its root patterns."""
         refused: Refused | None = None
         for root in roots:
             for _ in root.match_node(node, search):
@@ -180,6 +183,15 @@ class Rule:
                     return match
                 refused = refused or Refused(match, reason)
         return refused
+
+
+def makers_of(node: Node) -> list[str]:
+    """The operators that make the operands, "" for what no node makes: the cheapest question to a pattern."""
+    makers = []
+    for use in node.uses:
+        maker = None if use is None else use.value.producer
+        makers.append("" if maker is None else maker.op)
+    return makers
 
 
 def _leak(search: Search) -> str | None:

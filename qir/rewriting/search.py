@@ -9,9 +9,10 @@ from qir.ir import Graph, Node, Value
 
 __all__ = ["NOTHING_HELD", "Held", "Search"]
 
-Held = tuple[int | None, str]
-"""A binding that was made: the pattern's id and the name, where they were not bound before."""
-NOTHING_HELD: Held = (None, "")
+Held = tuple[int | None, str, "list[Held] | None"]
+"""A binding that was made: the pattern's id and the name, where they were not bound before; of a node that was entered,
+also what its operands hold. A plain tuple: many are made at every attempt."""
+NOTHING_HELD: Held = (None, "", None)
 
 
 class Search:
@@ -55,10 +56,15 @@ class Search:
         by_pattern[key] = value
         if name:
             values[name] = value
-        return (key if by_key is None else None, name if by_name is None else "")
+        return (key if by_key is None else None, name if by_name is None else "", None)
 
     def let_go(self, held: Held) -> None:
-        key, name = held
+        key, name, operands = held
+        if operands is not None:
+            for operand in reversed(operands):
+                self.let_go(operand)
+            self.nodes.pop()
+            self.patterns.pop()
         if key is not None:
             del self._by_pattern[key]
         if name:
@@ -82,17 +88,12 @@ class Search:
         yield
         self._by_pattern = outside
 
-    def enter(self, pattern: object, name: str, node: Node) -> Iterator[None]:
-        """Yield with the node among those matched."""
+    def enter(self, pattern: object, name: str, output: int, node: Node) -> int | None:
+        """Put the node among those matched, and let ``pattern`` mean its result; for ``Held.key``."""
         self.nodes.append(node)
         self.patterns.append((pattern, name))
-        output = getattr(pattern, "output", 0)
-        value = node.outputs[output] if output < len(node.outputs) else None
-        fresh = value is not None and id(pattern) not in self._by_pattern
-        if fresh and value is not None:
-            self._by_pattern[id(pattern)] = value
-        yield
-        if fresh:
-            del self._by_pattern[id(pattern)]
-        self.nodes.pop()
-        self.patterns.pop()
+        key, outputs = id(pattern), node.outputs
+        if output >= len(outputs) or key in self._by_pattern:
+            return None
+        self._by_pattern[key] = outputs[output]
+        return key

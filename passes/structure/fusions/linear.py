@@ -7,7 +7,6 @@ computed in float64 and rounded once to the weight's type.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,15 +19,20 @@ __all__ = ["RULES"]
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
 
-@dataclass(slots=True)
 class _Linear:
-    """The weights of a Conv, ConvTranspose or Gemm in float64; ``bias`` is a vector, one number an output channel."""
+    """The weights of a Conv, ConvTranspose or Gemm, to be edited in float64; what is not edited is not even read."""
 
-    node: Node
-    weight: np.ndarray
-    bias: np.ndarray
-    stored: tuple[np.ndarray, np.ndarray] | None = None
-    """Weight and bias rounded to the weight's type, once they are final."""
+    def __init__(self, node: Node, weight: Tensor, bias: Tensor | None) -> None:
+        self.node = node
+        self.stored_weight = weight
+        self.stored_bias = bias
+        self.shape = weight.shape
+        self.group = int(node.get("group", 1))
+        self.transposed = bool(node.get("transB", 0))
+        self._weight: np.ndarray | None = None
+        self._bias: np.ndarray | None = None
+        self.results: list[tuple[int, Tensor, str]] = []
+        """What is to be stored: index of the operand, tensor, and what it is; once that is final."""
 
     @classmethod
     def of(cls, node: Node) -> _Linear | str:
@@ -36,112 +40,136 @@ class _Linear:
         weight = constant_of(node.input(1))
         if weight is None or not weight.dtype.is_float:
             return f"the weight of {node.op} {node.label!r} is no constant float tensor"
-        if any(value is not None and value.frozen for value in node.inputs):
-            return f"the weight of {node.op} {node.label!r} is frozen on its quantization grid"
-        array = weight.numpy().astype(np.float64)
-        size = cls._channels(node, array)
+        for value in node.inputs:
+            if value is not None and value.frozen:
+                return f"the weight of {node.op} {node.label!r} is frozen on its quantization grid"
         if node.input(2) is None:
-            return cls(node, array, np.zeros(size))
+            return cls(node, weight, None)
         bias = constant_of(node.input(2))
         if bias is None:
             return f"the bias of {node.op} {node.label!r} is no constant"
+        linear = cls(node, weight, bias)
+        size = linear.channels
         if bias.size not in (1, size) or (bias.size == size and bias.shape[-1:] not in ((size,), ())):
             return f"the bias of {node.op} {node.label!r} is not one number an output channel"
-        beta = node.get("beta", 1.0) if node.op == "Gemm" else 1.0
-        numbers = bias.numpy().astype(np.float64).reshape(-1) * beta
-        return cls(node, array, numbers if numbers.size == size else numbers.repeat(size))
+        return linear
 
-    @staticmethod
-    def _channels(node: Node, weight: np.ndarray) -> int:
-        match node.op:
-            case "Conv":
-                return int(weight.shape[0])
-            case "ConvTranspose":
-                return int(weight.shape[1] * node.get("group", 1))
-            case _:
-                return int(weight.shape[0 if node.get("transB", 0) else 1])
+    @property
+    def weight(self) -> np.ndarray:
+        if self._weight is None:
+            return self.stored_weight.numpy().astype(np.float64)
+        return self._weight
+
+    @weight.setter
+    def weight(self, new: np.ndarray) -> None:
+        self._weight = new
+
+    @property
+    def bias(self) -> np.ndarray:
+        """A vector, one number an output channel."""
+        if self._bias is None:
+            return self._stored_bias()
+        return self._bias
+
+    @bias.setter
+    def bias(self, new: np.ndarray) -> None:
+        self._bias = new
+
+    def _stored_bias(self) -> np.ndarray:
+        size = self.channels
+        if self.stored_bias is None:
+            return np.zeros(size)
+        numbers = self.stored_bias.numpy().astype(np.float64).reshape(-1)
+        if self.node.op == "Gemm":
+            numbers = numbers * self.node.get("beta", 1.0)
+        return numbers if numbers.size == size else numbers.repeat(size)
 
     @property
     def channels(self) -> int:
         """Number of output channels."""
-        return self._channels(self.node, self.weight)
+        match self.node.op:
+            case "Conv":
+                return int(self.shape[0])
+            case "ConvTranspose":
+                return int(self.shape[1] * self.group)
+            case _:
+                return int(self.shape[0 if self.transposed else 1])
 
     @property
     def inputs(self) -> int:
         """Number of input channels."""
         match self.node.op:
             case "Conv":
-                return int(self.weight.shape[1] * self.node.get("group", 1))
+                return int(self.shape[1] * self.group)
             case "ConvTranspose":
-                return int(self.weight.shape[0])
+                return int(self.shape[0])
             case _:
-                return int(self.weight.shape[1 if self.node.get("transB", 0) else 0])
+                return int(self.shape[1 if self.transposed else 0])
 
     @property
     def rank(self) -> int:
         """Of the input and of the output."""
-        return self.weight.ndim
+        return len(self.shape)
 
     def scale_outputs(self, factor: np.ndarray) -> None:
         """``factor``: shape (channels,)."""
-        weight, group = self.weight, self.node.get("group", 1)
         match self.node.op:
             case "Conv":
-                self.weight = weight * _along(factor, 0, weight.ndim)
+                self.weight = self.weight * _along(factor, 0, self.rank)
             case "ConvTranspose":
                 # (inputs, channels / group, ...): group g of the inputs makes the g-th part of the channels.
-                parts = weight.reshape(group, -1, *weight.shape[1:]) * _along(
-                    factor.reshape(group, -1), (0, 2), weight.ndim + 1
-                )
-                self.weight = parts.reshape(weight.shape)
+                self.weight = self._scaled_in_groups(factor)
             case _:
-                self.weight = weight * _along(factor, 0 if self.node.get("transB", 0) else 1, 2)
+                self.weight = self.weight * _along(factor, 0 if self.transposed else 1, 2)
         self.bias = self.bias * factor
 
     def scale_inputs(self, factor: np.ndarray) -> None:
         """``factor``: shape (inputs,)."""
-        weight, group = self.weight, self.node.get("group", 1)
         match self.node.op:
             case "Conv":
-                parts = weight.reshape(group, -1, *weight.shape[1:]) * _along(
-                    factor.reshape(group, -1), (0, 2), weight.ndim + 1
-                )
-                self.weight = parts.reshape(weight.shape)
+                self.weight = self._scaled_in_groups(factor)
             case "ConvTranspose":
-                self.weight = weight * _along(factor, 0, weight.ndim)
+                self.weight = self.weight * _along(factor, 0, self.rank)
             case _:
-                self.weight = weight * _along(factor, 1 if self.node.get("transB", 0) else 0, 2)
+                self.weight = self.weight * _along(factor, 1 if self.transposed else 0, 2)
+
+    def _scaled_in_groups(self, factor: np.ndarray) -> np.ndarray:
+        weight, group = self.weight, self.group
+        parts = weight.reshape(group, -1, *weight.shape[1:])
+        return (parts * _along(factor.reshape(group, -1), (0, 2), weight.ndim + 1)).reshape(weight.shape)
 
     def shift_inputs(self, offset: np.ndarray) -> None:
         """``offset``: shape (inputs,); only where every output sees the whole kernel, so not with padding."""
-        weight, group = self.weight, self.node.get("group", 1)
+        weight, group = self.weight, self.group
         if self.node.op == "Gemm":
-            matrix = weight if self.node.get("transB", 0) else weight.T
+            matrix = weight if self.transposed else weight.T
             self.bias = self.bias + self.node.get("alpha", 1.0) * (matrix @ offset)
             return
         taps = weight.reshape(group, -1, weight.shape[1], math.prod(weight.shape[2:])).sum(-1)
-        self.bias = self.bias + np.einsum("goi,gi->go", taps, offset.reshape(group, -1)).reshape(-1)
+        self.bias = self.bias + (taps @ offset.reshape(group, -1, 1)).reshape(-1)
 
     def unwritable(self) -> str | None:
         """Why the edited weights cannot be stored."""
-        weight = constant_of(self.node.input(1))
-        assert weight is not None, "the weight was a constant a moment ago"
+        dtype = self.stored_weight.dtype
+        edited: list[tuple[int, np.ndarray, str]] = []
+        if self._weight is not None:
+            edited.append((1, self._weight, "weight"))
+        if self._bias is not None and (self.node.input(2) is not None or np.count_nonzero(self._bias)):
+            edited.append((2, self._bias, "bias"))
         with np.errstate(over="ignore"):
-            self.stored = self.weight.astype(weight.dtype.numpy), self.bias.astype(weight.dtype.numpy)
-        if np.isfinite(self.stored[0]).all() and np.isfinite(self.stored[1]).all():
-            return None
-        return f"the weights of {self.node.op} {self.node.label!r} would overflow {weight.dtype}"
+            for index, array, role in edited:
+                stored = array.astype(dtype.numpy)
+                if np.count_nonzero(np.isfinite(stored)) < stored.size:
+                    return f"the weights of {self.node.op} {self.node.label!r} would overflow {dtype}"
+                self.results.append((index, Tensor(dtype, stored.shape, stored), role))
+        return None
 
     def write(self) -> None:
         """Store the edited weights, which ``unwritable`` has judged, in place where nothing else reads them."""
         node = self.node
-        assert self.stored is not None, "the check comes first"
-        weight = constant_of(node.input(1))
-        assert weight is not None, "the weight was a constant a moment ago"
-        _write(node, 1, Tensor.of(self.stored[0], weight.dtype), "weight")
-        if node.input(2) is not None or self.bias.any():
-            _write(node, 2, Tensor.of(self.stored[1], weight.dtype), "bias")
-            if node.get("beta", 1.0) != 1.0:
+        for index, tensor, role in self.results:
+            _write(node, index, tensor, role)
+            if index == 2 and node.op == "Gemm" and node.get("beta", 1.0) != 1.0:
                 node.set("beta", 1.0)
 
 
@@ -159,8 +187,10 @@ def _write(node: Node, index: int, tensor: Tensor, role: str) -> None:
         hint = f"{node.label}.{role}" if value is None else value.name
         node.set_input(index, add_constant(node, tensor, hint))
         return
-    value.const, value.range = tensor.renamed(value.name), None
-    value.type = TensorType(tensor.dtype, tensor.shape)
+    tensor.name = value.name
+    value.const, value.range = tensor, None
+    if value.shape != tensor.shape or value.dtype is not tensor.dtype:
+        value.type = TensorType(tensor.dtype, tensor.shape)
 
 
 _linear = Op(_LINEAR, Any("x"), Any("w"), Maybe(Any("b")), name="linear")
@@ -172,10 +202,10 @@ def _per_channel(value: Value, rank: int, channels: int) -> np.ndarray | None:
     if tensor is None or not tensor.dtype.is_float or len(tensor.shape) > rank:
         return None
     shape = (1,) * (rank - len(tensor.shape)) + tensor.shape
-    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
+    if len(shape) < 2 or math.prod(shape) != shape[1] or shape[1] not in (1, channels):
         return None
     array = tensor.numpy().astype(np.float64).reshape(-1)
-    if not np.isfinite(array).all():
+    if np.count_nonzero(np.isfinite(array)) < array.size:
         return None
     return array if array.size == channels else array.repeat(channels)
 
@@ -190,10 +220,13 @@ def _norm_numbers(match: Match, channels: int) -> tuple[np.ndarray, np.ndarray] 
         return "it is in training mode"
     if any(value.uses for value in norm.outputs[1:]):
         return "its running statistics are read"
-    numbers = [constant_of(norm.input(index)) for index in range(1, 5)]
-    if any(tensor is None or tensor.size != channels for tensor in numbers):
-        return "its parameters are no constants, one a channel"
-    gamma, beta, mean, variance = (t.numpy().astype(np.float64).reshape(-1) for t in numbers if t is not None)
+    numbers = []
+    for value in norm.inputs[1:5]:
+        tensor = constant_of(value)
+        if tensor is None or tensor.size != channels:
+            return "its parameters are no constants, one a channel"
+        numbers.append(tensor.numpy().astype(np.float64).reshape(-1))
+    gamma, beta, mean, variance = numbers
     factor = gamma / np.sqrt(variance + norm.get("epsilon", 1e-5))
     return factor, beta - mean * factor
 

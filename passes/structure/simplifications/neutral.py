@@ -155,8 +155,11 @@ def _transpose_chain(node: Node, scope: Scope) -> bool:
     origin = inner.input(0)
     if first is None or second is None or origin is None or len(first) != len(second):
         return False
+    both = [first[axis] for axis in second]
+    if both == sorted(both) and pass_through(node, origin):
+        return True
     node.set_input(0, origin)
-    node.set("perm", [first[axis] for axis in second] or [0])
+    node.set("perm", both or [0])
     merge_origin(node, inner)
     return True
 
