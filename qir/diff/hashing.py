@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qir.diff.view import CAPTURED, Content, Interner, View
+from qir.diff.view import CAPTURED, Content, Interner, Slot, View
 from qir.ir import Value
 
 __all__ = ["body_signature", "canonical_order", "down_ranks", "ring_ranks", "up_ranks"]
@@ -77,12 +77,16 @@ def down_ranks(
     for number, content in enumerate(view.values):
         if content.producer < 0:
             known[number] = leaf(number, content)
+    free = view.free
     for node in order:
         key: list[int] = [labels[node]]
-        for slot in view.slots[node]:
+        slots: Sequence[Slot] = view.slots[node]
+        if free[node] and slots and known[slots[0].value] > known[slots[1].value]:
+            slots = (slots[1], slots[0])  # which of the operands of a commutative node comes first says nothing
+        for place, slot in enumerate(slots):
             if not captured and slot.index >= CAPTURED:
                 break
-            key.append(slot.index)
+            key.append(place if free[node] else slot.index)
             key.append(known[slot.value])
             if notes:
                 key.append(slot.note_key)
@@ -124,7 +128,7 @@ def ring_ranks(view: View, seeds: np.ndarray, leaves: np.ndarray, radius: int) -
     (of those that no node of the graph makes; others are not read)."""
     count = len(view.nodes)
     edges = [
-        (node, slot.index, slot.value, view.values[slot.value].producer)
+        (node, 0 if view.free[node] else slot.index, slot.value, view.values[slot.value].producer)
         for node, slots in enumerate(view.slots)
         for slot in slots
     ]

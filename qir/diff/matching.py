@@ -65,12 +65,15 @@ class _Matcher:
         up_b = up_ranks(b, m.order_b, b.strict, self.intern, exits_b)
         self._pair_equal(list(zip(m.down_a, up_a, strict=True)), list(zip(m.down_b, up_b, strict=True)), several=True)
         if self._finished() and m.down_a == [m.down_b[y] for y in m.forward]:
+            m.orient_all()
             return
         self._pair_equal(m.down_a, m.down_b)
         self._pair_equal(up_a, up_b)
         self._spread(a.strict, b.strict, contents=True)
         self._rests()
+        m.orient_all()
         refine(m)
+        m.orient_all()
 
     # Ranks
 
@@ -170,9 +173,13 @@ class _Matcher:
 
         while work:
             x, y = work.pop()
-            slots_b = {slot.index: slot for slot in b.slots[y]}
-            for slot in a.slots[x]:
-                other = slots_b.get(slot.index)
+            if a.free[x] and b.free[y]:
+                m.orient(x)
+            slots_a, slots_b = a.slots[x], b.slots[y]
+            for place, slot in enumerate(slots_a):
+                other = slots_b[place] if place < len(slots_b) else None
+                if other is None or other.index != slot.index:
+                    other = next((each for each in slots_b if each.index == slot.index), None)
                 if other is None or slot.index >= CAPTURED:
                     continue
                 made_a, made_b = a.values[slot.value], b.values[other.value]
@@ -181,6 +188,13 @@ class _Matcher:
                     self._pair(p, q)
                     work.append((p, q))
             for made_x, made_y in zip(a.results[x], b.results[y], strict=False):
+                all_a, all_b = a.consumers[made_x], b.consumers[made_y]
+                if len(all_a) == len(all_b) == 1:  # most values have one reader
+                    (p, place), (q, other_place) = all_a[0], all_b[0]
+                    if place == other_place and fits(p, q):
+                        self._pair(p, q)
+                        work.append((p, q))
+                    continue
                 readers_a = [r for r in a.consumers[made_x] if m.forward[r[0]] < 0]
                 readers_b = [r for r in b.consumers[made_y] if m.backward[r[0]] < 0]
                 if not readers_a or not readers_b or len(readers_a) * len(readers_b) > 4096:
@@ -268,7 +282,9 @@ class _Matcher:
 
     def _levels(self, view: View, node: int) -> tuple[int, ...]:
         shapes = tuple(
-            (s.index, view.values[s.value].shape_key) for s in view.slots[node] if _is_constant(view, s.value)
+            (0 if view.free[node] else s.index, view.values[s.value].shape_key)
+            for s in view.slots[node]
+            if _is_constant(view, s.value)
         )
         return (
             self.intern(("equal", view.strict[node], _constants(view, node))),
@@ -308,10 +324,13 @@ def _is_constant(view: View, value: int) -> bool:
 
 def _constants(view: View, node: int) -> tuple[tuple[int, int, int], ...]:
     values = view.values
+    free = view.free[node]
     return tuple(
-        (slot.index, values[slot.value].key, slot.note_key)
-        for slot in view.slots[node]
-        if values[slot.value].constant is not None
+        [
+            (0 if free else slot.index, values[slot.value].key, slot.note_key)
+            for slot in view.slots[node]
+            if values[slot.value].constant is not None
+        ]
     )
 
 
@@ -322,7 +341,9 @@ def _equal_keys(view: View, intern: Interner) -> list[int]:
 def _cut(view: View, partner: list[int]) -> View:
     """The view with matched nodes reading nothing, so that their rank is that of their pair."""
     slots = [slots if partner[node] < 0 else [] for node, slots in enumerate(view.slots)]
-    return View(view.graph, view.where, nodes=view.nodes, slots=slots, values=view.values, results=view.results)
+    return View(
+        view.graph, view.where, nodes=view.nodes, slots=slots, values=view.values, results=view.results, free=view.free
+    )
 
 
 def _cut_above(view: View, partner: list[int]) -> View:

@@ -31,6 +31,46 @@ class GraphMatch:
     leaf_b: dict[int, int] = field(default_factory=dict)
     order_a: list[int] = field(default_factory=list)
     order_b: list[int] = field(default_factory=list)
+    turned: set[int] = field(default_factory=set)
+    """Commutative nodes of ``b`` whose operands the view has in the other order, that of their counterpart."""
+    exits: tuple[dict[int, int], dict[int, int]] | None = None
+    """By value of either graph: the number of the pair of outputs that it is; made when first asked for."""
+
+    def exits_of(self, side: int) -> dict[int, int]:
+        """By value of one graph: the number of the pair of outputs that it is."""
+        if self.exits is None:
+            numbers = [{pair[side]: number for number, pair in enumerate(self.outputs)} for side in (0, 1)]
+            one, two = (
+                {slot.value: numbers[k][place] for place, slot in enumerate(view.outputs) if place in numbers[k]}
+                for k, view in enumerate((self.a, self.b))
+            )
+            self.exits = one, two
+        return self.exits[side]
+
+    def orient(self, x: int) -> None:
+        """Exchange the operands of ``b``'s node in the view where it is commutative and they correspond the other way
+        round; ``turned`` remembers."""
+        a, b, y = self.a, self.b, self.forward[x]
+        (a0, a1), (b0, b1) = a.slots[x], b.slots[y]
+        straight = self._likeness(a0.value, b0.value) + self._likeness(a1.value, b1.value)
+        if straight == 4 or straight >= self._likeness(a0.value, b1.value) + self._likeness(a1.value, b0.value):
+            return
+        b.slots[y] = [b1._replace(index=0), b0._replace(index=1)]
+        self.turned ^= {y}
+
+    def orient_all(self) -> None:
+        """``orient`` every pair of commutative nodes."""
+        free_a, free_b = self.a.free, self.b.free
+        for x, y in enumerate(self.forward):
+            if y >= 0 and free_a[x] and free_b[y]:
+                self.orient(x)
+
+    def _likeness(self, va: int, vb: int) -> int:
+        """2 for operands that correspond, 1 for constants of other contents."""
+        a, b = self.a.values[va], self.b.values[vb]
+        if a.constant is not None and b.constant is not None:
+            return 2 if a.key == b.key else 1
+        return 2 if self.same_value(va, vb) else 0
 
     def same_value(self, va: int, vb: int) -> bool:
         """Whether a value of ``a`` and one of ``b`` correspond: results of matched nodes, equal computations, inputs.
@@ -163,14 +203,13 @@ def around(match: GraphMatch, side: int, nodes: list[int]) -> Around:
             elif producer not in seen:
                 seen.add(producer)
                 work.append(producer)
-    exits = {slot.value: place for place, slot in enumerate(view.outputs)}
-    numbers = {pair[side]: number for number, pair in enumerate(match.outputs)}
+    exits = match.exits_of(side)
     work, seen = list(nodes), set(nodes)
     while work and len(seen) < len(start) + _REACH:
         here = work.pop()
         for made in view.results[here]:
-            if made in exits and exits[made] in numbers:
-                found.sinks.add(("output", numbers[exits[made]]))
+            if made in exits:
+                found.sinks.add(("output", exits[made]))
             for reader, index in view.consumers[made]:
                 if partner[reader] >= 0:
                     name = reader if side == 0 else partner[reader]

@@ -152,6 +152,8 @@ class PairComparison:
     def _quantized(self, x: int, y: int, result: tuple[Note | None, Note | None] | None) -> QuantizationChange | None:
         """A change of form of some operand; parameters alone are taken down for an entry of their own."""
         m, owner = self.m, self.owner
+        if result is None and not (m.a.noted or m.b.noted):
+            return None
         notes_a, notes_b = notes_of(m.a, x), notes_of(m.b, y)
         changed = False
         for index in sorted(notes_a.keys() | notes_b.keys()):

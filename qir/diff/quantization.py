@@ -32,6 +32,8 @@ Notes = dict[int, tuple[Value | None, Note]]
 
 def notes_of(view: View, number: int) -> Notes:
     """The quantized operands of a node; what integer kernels store is left to their readers."""
+    if not view.noted:
+        return {}
     return {
         slot.index: (view.values[slot.value].value, slot.note) for slot in view.slots[number] if slot.note is not None
     }

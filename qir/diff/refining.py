@@ -40,7 +40,16 @@ def refine(m: GraphMatch) -> None:
 
 def _unexplained(m: GraphMatch, x: int) -> Iterator[tuple[int, int]]:
     """(value of a, value of b) of the operands of a pair that do not correspond."""
-    others = {slot.index: slot.value for slot in m.b.slots[m.forward[x]]}
+    y = m.forward[x]
+    if m.a.free[x] and m.b.free[y]:
+        (one, two), (other_one, other_two) = ([slot.value for slot in s] for s in (m.a.slots[x], m.b.slots[y]))
+        straight, crossed = (
+            [pair for pair in pairs if not explained(m, *pair)]
+            for pairs in (((one, other_one), (two, other_two)), ((one, other_two), (two, other_one)))
+        )
+        yield from straight if len(straight) <= len(crossed) else crossed
+        return
+    others = {slot.index: slot.value for slot in m.b.slots[y]}
     for slot in m.a.slots[x]:
         other = others.get(slot.index)
         if other is not None and slot.index < CAPTURED and not explained(m, slot.value, other):
@@ -54,7 +63,8 @@ def _improve(m: GraphMatch, x: int) -> set[int]:
         return set()
     for va, vb in list(_unexplained(m, x)):
         best: tuple[float, Move] | None = None
-        for move in _moves(m, m.a.values[va].producer, m.b.values[vb].producer):
+        made = m.a.values[va].producer, m.b.values[vb].producer
+        for move in (*_moves(m, *made), *_exchanges(m, x, made[0])):
             gain = _gain(m, move)
             if gain > 0.01 and (best is None or gain > best[0]):
                 best = gain, move
@@ -79,6 +89,17 @@ def _moves(m: GraphMatch, p: int, q: int) -> Iterator[Move]:
     if q >= 0 and m.backward[q] >= 0:
         for other in _twins(m, 1, q):
             yield [(m.backward[q], other), (-1, q)]
+
+
+def _exchanges(m: GraphMatch, x: int, p: int) -> Iterator[Move]:
+    """``x`` paired with what reads the counterpart of ``p``, which makes an operand of ``x``."""
+    y, q = m.forward[x], m.forward[p] if p >= 0 else -1
+    if q < 0:
+        return
+    for reader in {reader for made in m.b.results[q] for reader, _ in m.b.consumers[made][:16]} - {y}:
+        rival = m.backward[reader]
+        if m.b.op_keys[reader] == m.a.op_keys[x] and (rival < 0 or m.a.op_keys[rival] == m.b.op_keys[y]):
+            yield [(x, reader)] if rival < 0 else [(x, reader), (rival, y)]
 
 
 def _twins(m: GraphMatch, side: int, node: int) -> list[int]:
@@ -145,10 +166,11 @@ def _cost(m: GraphMatch, nodes_a: set[int], nodes_b: set[int]) -> float:
         if y < 0:
             cost += 1
             continue
-        others = {slot.index: slot for slot in m.b.slots[y]}
+        free = m.a.free[x] and m.b.free[y]
+        constants = {0 if free else s.index: c for s in m.b.slots[y] if (c := m.b.values[s.value]).constant is not None}
         cost += m.a.labels[x] != m.b.labels[y] or any(_unexplained(m, x))
         for slot in m.a.slots[x]:
-            content, other = m.a.values[slot.value], others.get(slot.index)
+            content, other = m.a.values[slot.value], constants.get(0 if free else slot.index)
             if content.constant is not None and other is not None:
-                cost += _CONTENT * (m.b.values[other.value].key != content.key)
+                cost += _CONTENT * (other.key != content.key)
     return cost

@@ -196,12 +196,13 @@ def _became_constant(match: GraphMatch, part: list[int]) -> bool:
         for made in a.results[node]:
             if any(slot.value == made for slot in a.outputs):
                 return False
-            for reader, index in a.consumers[made]:
+            for reader, _ in a.consumers[made]:
                 if reader in inside:
                     continue
                 mate = match.forward[reader]
-                slot = next((s for s in b.slots[mate] if s.index == index), None) if mate >= 0 else None
-                if slot is None or b.values[slot.value].constant is None:
+                places = {slot.index for slot in a.slots[reader] if slot.value == made}
+                others = [slot for slot in b.slots[mate] if slot.index in places] if mate >= 0 else []
+                if len(others) < len(places) or any(b.values[slot.value].constant is None for slot in others):
                     return False
                 found = True
     return found

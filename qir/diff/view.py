@@ -69,7 +69,6 @@ class View:
     inputs: list[Value] = field(default_factory=list)
     """Without constants that a caller may override: those are constants here."""
     nodes: list[Node] = field(default_factory=list)
-    index: dict[Node, int] = field(default_factory=dict)
     ops: list[OpId] = field(default_factory=list)
     op_keys: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -81,12 +80,16 @@ class View:
     outputs: list[Slot] = field(default_factory=list)
     bodies: dict[int, dict[str, list[View]]] = field(default_factory=dict)
     consumers: list[list[tuple[int, int]]] = field(default_factory=list)
-    """By value: (node, slot) of its readers."""
+    """By value: (node, place) of its readers; the place is the operand's index, 0 for both of a commutative node."""
+    free: bytearray = field(default_factory=bytearray)
+    """By node: whether its two operands may stand in any order."""
     captured: set[int] = field(default_factory=set)
     """Values of scopes around this graph."""
     numbers: dict[Value, int] = field(default_factory=dict)
     results: list[list[int]] = field(default_factory=list)
     """By node: the values that it makes."""
+    noted: bool = False
+    """Whether any operand carries a note."""
 
 
 # Attributes that later opsets made operands: the operator, its attribute, the operand's index.
@@ -105,6 +108,16 @@ _BECAME_OPERANDS: dict[str, dict[str, int]] = {
 }
 
 
+_COMMUTATIVE = frozenset(
+    {
+        *("Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
+        *("Max", "Min", "Sum", "Mean"),
+    }
+)
+
+_NO_ATTRIBUTES: dict[str, Attribute] = {}
+"""Shared by all nodes that have none; nobody writes into the attributes of a view."""
+
 # Attributes that only integer kernels have; a note says what they say.
 _OF_KERNELS = frozenset({"K", "N", "bits", "block_size", "accuracy_level", "channels_last", "gather_axis"})
 
@@ -118,6 +131,8 @@ class ViewMaker:
         self.intern = intern
         self._contents: dict[int, tuple[Constant, int, int]] = {}
         self._default_keys: dict[tuple[OpId, int], dict[str, Hashable]] = {}
+        self._plain: dict[OpId, tuple[OpId, int, int]] = {}
+        """By operator: what a node without attributes has as operator, operator's key and label."""
 
     def view(self, graph: Graph, where: str = "") -> View:
         """The view of a graph and, inside, of its bodies."""
@@ -127,8 +142,7 @@ class ViewMaker:
         for value in view.inputs:
             self._add_value(view, value)
         for node in graph.nodes:
-            if node not in folding.gone and not _is_constant(node):
-                view.index[node] = len(view.nodes)
+            if node not in folding.gone and not (node.op == "Constant" and _is_constant(node)):
                 view.nodes.append(node)
         for number, node in enumerate(view.nodes):
             made = []
@@ -142,14 +156,18 @@ class ViewMaker:
         for index, value in enumerate(graph.outputs):
             view.outputs.append(self._slot(view, index, *resolve(value, folding)))
         view.consumers = [[] for _ in view.values]
+        consumers, free = view.consumers, view.free
         for number, slots in enumerate(view.slots):
             for slot in slots:
-                view.consumers[slot.value].append((number, slot.index))
+                consumers[slot.value].append((number, 0 if free[number] else slot.index))
         return view
 
     def _add_node(self, view: View, number: int) -> None:
         node = view.nodes[number]
-        folded = self.folding.nodes.get(node)
+        folded = self.folding.nodes.get(node) if self.folding.nodes else None
+        if folded is None and not node.attributes:
+            self._add_plain(view, node)
+            return
         if folded is None:
             op = node.op_id if node.domain != "ai.onnx" else ("", node.op, node.overload)
             slots = self._slots(view, node)
@@ -171,6 +189,25 @@ class ViewMaker:
             label = self._bodies(view, label, bodies, slots)
         view.strict.append(label)
         view.slots.append(slots)
+        view.free.append(False)
+
+    def _add_plain(self, view: View, node: Node) -> None:
+        """What ``_add_node`` does for a node without attributes: most of a large graph."""
+        op_id = node.op_id
+        found = self._plain.get(op_id)
+        if found is None or node.op in _COUNTED_RESULTS or found[0][0]:
+            op = op_id if op_id[0] != "ai.onnx" else ("", *op_id[1:])
+            found = op, self.intern(("op", op)), self.intern(("label", op, (), _result_count(node)))
+            self._plain[op_id] = found
+        op, op_key, label = found
+        view.ops.append(op)
+        view.op_keys.append(op_key)
+        view.labels.append(label)
+        view.attributes.append(_NO_ATTRIBUTES)
+        view.strict.append(label)
+        slots = self._slots(view, node)
+        view.slots.append(slots)
+        view.free.append(op[1] in _COMMUTATIVE and op[0] == "" and [slot.index for slot in slots] == [0, 1])
 
     def _slots(self, view: View, node: Node) -> list[Slot]:
         """The operands of a node that is what it is."""
@@ -180,7 +217,7 @@ class ViewMaker:
             if use is None:
                 continue
             value = use.value
-            if value in alias:
+            if alias and value in alias:
                 slots.append(self._slot(view, index, *resolve(value, self.folding)))
                 continue
             number = numbers.get(value)
@@ -239,7 +276,10 @@ class ViewMaker:
         number = view.numbers.get(value)
         if number is None:
             number = self._add_value(view, value)
-        return Slot(index, number, note, 0 if note is None else self._note_key(note))
+        if note is None:
+            return Slot(index, number, None, 0)
+        view.noted = True
+        return Slot(index, number, note, self._note_key(note))
 
     def _add_value(self, view: View, value: Value) -> int:
         """An input, a constant, or a value of a scope around the graph."""
