@@ -38,9 +38,9 @@ class Partition(Pass):
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
     weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
-    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there
-    is to win: at least half of the weights become integers, where that costs least. Nodes of unknown shape stay as
-    they are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
+    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, at least half of the
+    weights become integers even so, where that costs least: for those who want a small model smaller. Nodes of unknown
+    shape stay as they are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -59,7 +59,7 @@ class Partition(Pass):
 
     slack: float = 0.01
     last_slack: float = 0.02
-    small_us: float = 60.0
+    small_us: float = 0.0
     recipe: str | None = None
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
@@ -76,11 +76,15 @@ class Partition(Pass):
         copies = dict(zip(model.walk(), sized.walk(), strict=True))
         network = _Network(movable, Recipe.open(self.recipe).pinned(model, ctx.reference), copies, target)
         total = sum(target.cost.node_us_as(copy, False) for copy in copies.values())
-        slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
+        time, slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
         if not network.integer_weights(slow):
-            candidate = network.float_side(self.last_slack * total, at_least_half=False)
+            last, candidate = network.float_side(self.last_slack * total, at_least_half=False)
             weights = sum(node_cost(node).parameters for node in model.walk())
-            slow = candidate if 2 * network.integer_weights(candidate) >= weights else slow
+            if 2 * network.integer_weights(candidate) >= weights:
+                time, slow = last, candidate
+        moved = sum(target.cost.node_us_as(copies[node], False) for node in movable)
+        result.count("us float", total)
+        result.count("us", total - moved + time)
         for node in slow:
             dequantize_node(node)
             result.remarks.append(self.missed(node, f"{node.op} stays float: its region would be slower on integers"))
@@ -113,19 +117,20 @@ class _Network:
         for value in values:
             self._add_conversions(value, makers.get(value, _FLOAT) if value.quant is not None else _FLOAT)
 
-    def float_side(self, slack_us: float, at_least_half: bool) -> list[Node]:
-        """The nodes that should be float, in graph order: those of the cheapest cut, or of one within the slack, or
-        with half of the weights, that has more weights on integers. A bonus on each weight finds it."""
+    def float_side(self, slack_us: float, at_least_half: bool) -> tuple[float, list[Node]]:
+        """The time of all movable nodes in microseconds and those that should be float, in graph order: of the cheapest
+        cut, or of one within the slack, or with half of the weights, that has more weights on integers. A bonus on
+        each weight finds it."""
         time, slow = self._cut(0.0)
         limit = time + slack_us
         total, bonus = sum(self.weights.values()), _FIRST_BONUS
         while any(self.weights[node] for node in slow):
-            time, candidate = self._cut(bonus)
+            longer, candidate = self._cut(bonus)
             short = at_least_half and 2 * sum(self.weights[node] for node in slow) > total
-            if time > limit and not short:
+            if longer > limit and not short:
                 break
-            slow, bonus = candidate, 2 * bonus
-        return slow
+            time, slow, bonus = longer, candidate, 2 * bonus
+        return time, slow
 
     def integer_weights(self, slow: list[Node]) -> int:
         """How many weights would stay on integers."""

@@ -44,7 +44,8 @@ class CostTable:
     group (more with several groups, which are gathered one by one, and for odd numbers of channels); ``store_ns`` a
     result of an integer product. ``element_ns`` of light operators by name, ``convert_ns`` of quantizing or
     dequantizing an element, ``layout_ns`` of the change between channels last and first that images need then.
-    ``node_us``: a node; ``integer_node_us``: an integer product, whatever its size.
+    ``node_us``: a node; ``integer_node_us``: an integer product, whatever its size; ``dynamic_node_us``: what it takes
+    more to find the scale of its input.
     """
 
     macs_per_us: tuple[float, float] = (43_000.0, 88_000.0)
@@ -60,6 +61,7 @@ class CostTable:
     layout_ns: float = 0.1
     node_us: float = 0.4
     integer_node_us: float = 0.9
+    dynamic_node_us: float = 0.6
 
     def node_us_as(self, node: Node, integer: bool) -> float:
         """One run of a node in floats or integers, conversions at its borders not included. Unknown shapes count 0."""
@@ -105,7 +107,7 @@ class CostTable:
     def convert_input_us(self, node: Node) -> float:
         """What a dynamic kernel takes to quantize its input."""
         source = node.input(0)
-        return 0.0 if source is None else _elements(source) * self.convert_ns / 1000
+        return self.dynamic_node_us + (0.0 if source is None else _elements(source) * self.convert_ns / 1000)
 
     def _conv_us(self, node: Node, macs: int, integer: bool) -> float:
         weight = node.input(1)

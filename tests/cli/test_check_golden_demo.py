@@ -25,7 +25,8 @@ TREE = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "int8.onnx"
-    qir.quantize(FLOAT, path, calibration=GOLDEN / "calib.npz", latency_seconds=0)
+    small = ["partition.small-us=60"]  # else it stays float, which is faster
+    qir.quantize(FLOAT, path, calibration=GOLDEN / "calib.npz", settings=small, latency_seconds=0)
     return str(path)
 
 
