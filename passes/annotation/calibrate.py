@@ -23,7 +23,9 @@ from qir.quant.recipe import Choice, Method, Recipe
 from qir.targets import Target
 from qir.targets.regions import data_inputs, plan_regions
 
-__all__ = ["Calibrate"]
+__all__ = ["PERCENTILE", "Calibrate", "choose_range", "observer_of"]
+
+PERCENTILE, KEEP = 99.99, 0.9
 
 Found = Any
 """MinMax, MovingRange or Histogram: one kind for each value."""
@@ -54,8 +56,8 @@ class Calibrate(Pass):
     keeps_observed: ClassVar[bool] = True
 
     method: Method = "minmax"
-    percentile: float = 99.99
-    keep: float = 0.9
+    percentile: float = PERCENTILE
+    keep: float = KEEP
     recipe: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,10 +85,13 @@ class Calibrate(Pass):
             return result
         feeds = open_data(ctx.calibration, input_specs(model))
         narrowed: list[Value] = []
-        observers = {value: self._observer(methods[value], value.graph is not model.graph) for value in values}
+        observers = {
+            value: observer_of("minmax" if value.graph is not model.graph else methods[value], self.keep)
+            for value in values
+        }
         collected = collect(model, values, feeds, observers=observers, progress=ctx.progress, executor=ctx.executor)
         for value, found in collected.items():
-            seen, value.observed = _choose(self, methods[value], found)
+            seen, value.observed = choose_range(methods[value], found, self.percentile)
             result.count("values")
             if value.observed != seen.interval:
                 narrowed.append(value)
@@ -112,14 +117,15 @@ class Calibrate(Pass):
         result.changed = True
         return result
 
-    def _observer(self, method: str, in_body: bool) -> Callable[[np.ndarray], Found]:
-        """What is remembered of an array: no more than the method needs."""
-        if method == "minmax" or in_body:
-            return MinMax.of
-        return partial(MovingRange.of, keep=self.keep) if method == "moving-average" else Histogram.of
+
+def observer_of(method: str, keep: float = KEEP) -> Callable[[np.ndarray], Found]:
+    """What is remembered of an array: no more than the method needs."""
+    if method == "minmax":
+        return MinMax.of
+    return partial(MovingRange.of, keep=keep) if method == "moving-average" else Histogram.of
 
 
-def _choose(options: Calibrate, method: str, found: Found) -> tuple[MinMax, Interval]:
+def choose_range(method: str, found: Found, percentile: float = PERCENTILE) -> tuple[MinMax, Interval]:
     """What was seen exactly, and the range to quantize."""
     if isinstance(found, MinMax):
         return found, found.interval
@@ -127,7 +133,7 @@ def _choose(options: Calibrate, method: str, found: Found) -> tuple[MinMax, Inte
         return found.seen, found.interval
     match method:
         case "percentile":
-            return found.seen, percentile_range(found, options.percentile)
+            return found.seen, percentile_range(found, percentile)
         case "mse":
             return found.seen, mse_range(found)
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,13 +11,16 @@ import numpy as np
 from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
-from qir.calibration.statistics import MinMax
-from qir.errors import DataError
+from qir.errors import DataError, OptionError
 from qir.ir import DerivedQuant, DType, Graph, Interval, Model, Node, StaticQuant, Use, UseQuantMarker, Value
+from qir.passes.annotation.calibrate import choose_range, observer_of
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
 from qir.quant.floats import float_format
-from qir.quant.recipe import Recipe
+from qir.quant.recipe import Choice, Method, Recipe
 from qir.quant.schemes import SMALLEST_SCALE, activation_quant, bias_safe_scale, channel_magnitude, weight_quant
+from qir.targets import Target
+from qir.targets.kernels import weight_type
 from qir.targets.regions import weight_axis
 
 __all__ = ["QuantizeStatic"]
@@ -60,6 +63,7 @@ class QuantizeStatic(Pass):
     weight: TypeName = "f8e4m3fn"
     results: bool = False
     keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
 
     @property
     def needs_calibration(self) -> bool:
@@ -70,31 +74,41 @@ class QuantizeStatic(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
         result = PassResult()
-        keep = Recipe().with_float(self.keep_float).resolve(model)
-        nodes = list(self._nodes(model, keep, result))
+        chosen = Recipe.open(self.recipe).with_float(self.keep_float).assign(model, ctx.reference)
+        nodes = list(self._nodes(model, chosen, result))
         values = dict.fromkeys(value for node in nodes for value in self._activations(node))
         if not nodes:
             return result
         data = open_data(ctx.calibration, input_specs(model))
-        found: dict[Value, MinMax] = collect(model, list(values), data, progress=ctx.progress)
-        types = {value: self._activation_type(one.interval) for value, one in found.items()}
+        methods = self._methods(nodes, chosen)
+        observers = {value: observer_of(methods.get(value, "minmax")) for value in values}
+        found = collect(model, list(values), data, observers=observers, progress=ctx.progress)
+        ranges = {value: choose_range(methods.get(value, "minmax"), one)[1] for value, one in found.items()}
+        types = {value: self._activation_type(one) for value, one in ranges.items()}
+        on_cpu = ctx.target.startswith("ort-cpu")
+        native = self._native(load_target(ctx.target)) if on_cpu else None
         # onnxruntime 1.31 moves and fuses float codes as if they were integers: it drops a Relu before a quantizer of
         # zero point 0, and refuses the integer operators that it makes.
-        blocked = ctx.target.startswith("ort-cpu") and DType.from_text(self.activation).is_float
+        blocked = on_cpu and DType.from_text(self.activation).is_float
         barriers: dict[tuple[Value, Graph], Value] = {}
         for node in nodes:
             missing = [value.name for value in self._activations(node) if types.get(value) is None]
             if missing:
                 result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
                 continue
-            self._annotate(node, types, result)
+            self._annotate(node, types, native, result)
             if blocked:
                 _raise_barriers(node, self._data(node), barriers)
             result.count(node.op)
             result.changed = True
-        if ctx.target.startswith("ort-cpu"):
+        if on_cpu and native is None:
             result.remarks.append(self.note(None, self._label()))
         return result
+
+    def _native(self, target: Target) -> Target | None:
+        """The target, where its own integer kernels are for these types."""
+        types = (DType.from_text(self.activation), DType.from_text(self.weight))
+        return target if types == (target.activation, target.weight) else None
 
     def _label(self) -> str:
         return (
@@ -102,16 +116,32 @@ class QuantizeStatic(Pass):
             "computes in f32 between quantizers"
         )
 
-    def _nodes(self, model: Model, keep: Callable[[Node], str | None], result: PassResult) -> Iterator[Node]:
+    def _nodes(self, model: Model, chosen: Mapping[Node, Choice], result: PassResult) -> Iterator[Node]:
         for node in model.graph.walk():
             wanted = node.op in _LINEAR or (self.results and node.op in _LIGHT)
             if node.domain not in ("", "ai.onnx") or not wanted or node.output.dtype is not DType.FLOAT:
                 continue
-            reason = keep(node)
-            if reason is None:
+            choice = chosen.get(node)
+            if choice is None or choice.precision in (None, "int8"):
                 yield node
-            else:
+            elif choice.precision == "float":
+                reason = f"{choice.origin} says so ({choice.match!r})"
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
+            else:
+                raise OptionError(
+                    f"{choice.origin}: {self.name} knows no {choice.precision!r}, only the pass quantize does"
+                )
+
+    def _methods(self, nodes: list[Node], chosen: Mapping[Node, Choice]) -> dict[Value, Method]:
+        """How the ranges of a node's quantizers are chosen: of its result, and of what it reads that nobody stores."""
+        stored = {_result(node) for node in nodes} if self.results else set()
+        methods: dict[Value, Method] = {}
+        for node in nodes:
+            choice = chosen.get(node)
+            if choice is not None and choice.method is not None:
+                own = [value for value in self._activations(node) if value not in stored or value is _result(node)]
+                methods.update(dict.fromkeys(own, choice.method))
+        return methods
 
     def _activations(self, node: Node) -> Iterator[Value]:
         """What needs a range: operands that are not constant and, if asked for, the result behind a merged clamp."""
@@ -125,13 +155,18 @@ class QuantizeStatic(Pass):
         uses = node.uses[:2] if node.op in _LINEAR else node.uses
         return [use for use in uses if use is not None and use.value.dtype is DType.FLOAT]
 
-    def _annotate(self, node: Node, types: dict[Value, StaticQuant | None], result: PassResult) -> None:
+    def _annotate(
+        self, node: Node, types: dict[Value, StaticQuant | None], native: Target | None, result: PassResult
+    ) -> None:
         for use in self._data(node):
             tensor = use.value.tensor
             if not use.value.is_constant:
                 use.quant = types[use.value] or use.quant
             elif tensor is not None and node.op in _LINEAR and use.index == 1:
-                use.quant = self._weight_type(node, tensor.numpy())
+                if native is None or node.op == "ConvTranspose" or (node.op != "Conv" and len(tensor.shape) != 2):
+                    use.quant = self._weight_type(node, tensor.numpy())
+                else:
+                    use.quant = weight_type(node, tensor, native)
             elif tensor is not None and tensor.size:
                 numbers = Interval(float(tensor.numpy().min()), float(tensor.numpy().max()))
                 use.quant = self._activation_type(numbers) or use.quant
