@@ -5,7 +5,8 @@ A ``GraphDiff`` is a flat list of ``Change`` objects, each one thing that a revi
 
 How things are counted (``Summary``):
 
-- The counts are numbers of list entries, never of nodes inside an entry. A region that was replaced ("Mul+Add+Erf+Mul
+- The counts are numbers of list entries, never of nodes inside an entry, except that an entry that stands for several
+  equal ones (``Change.count``: "12 nodes that only pass a value on removed") counts that often. A region that was replaced ("Mul+Add+Erf+Mul
   -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator that computes in other numbers
   (float to int8), whatever number of QuantizeLinear and DequantizeLinear nodes that took: those are no entries.
 - An entry that says only that scales or zero points have other values counts in ``weights_changed``: those are
@@ -79,6 +80,11 @@ class ChangeKind(enum.StrEnum):
     """Metadata entries of the model, a graph, a node or a value; ``qir.source`` is provenance and never counts."""
     DOC_CHANGED = "doc-changed"
     """Doc strings of the model, of graphs and nodes. A note."""
+    RESPELLED = "respelled"
+    """The same said otherwise: operands of a commutative operator exchanged, an axis counted from the other end, a
+    function renamed. A note."""
+    UNUSED_CHANGED = "unused-changed"
+    """Constants that nothing reads, added or removed. A note."""
     OTHER_CHANGED = "other-changed"
     """Parts of the file that ONNX has and qir only carries along (training info, device configurations ...)."""
 
@@ -117,8 +123,8 @@ class Detail:
     """One aspect of a change, ready to print: ``attribute strides: [1, 1] -> [2, 2]``.
 
     ``aspect`` is one of ``op``, ``attribute``, ``operand`` (``name`` is its name in the operator's schema or its
-    index), ``result``, ``name``, ``type``, ``position``, ``metadata``, ``doc``, ``version``, ``content``. None stands
-    for "not there".
+    index), ``result``, ``name``, ``type``, ``position``, ``metadata``, ``doc``, ``version``, ``content``, ``place`` (one
+    of the places that an entry of several stands for). None stands for "not there".
     """
 
     aspect: str
@@ -263,11 +269,15 @@ class Change:
     details: tuple[Detail, ...] = ()
     weight: WeightChange | None = None
     quantization: QuantizationChange | None = None
+    count: int = 1
+    """How many this stands for: clean-ups of the same sort and a rewrite made in many places are one entry. The summary
+    counts each of them."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind.value,
             "title": self.title,
+            "count": self.count,
             "where": self.where,
             "before": self.before,
             "after": self.after,

@@ -41,6 +41,10 @@ class Comparison:
         self.pairs: dict[int, int] = {}
         self.metadata: list[tuple[NodeRef, NodeRef, list[Detail]]] = []
         self.docs: list[tuple[NodeRef, NodeRef]] = []
+        self.passing: set[int] = set()
+        """``id`` of the entries of lone nodes that only pass a value on."""
+        self.respelled: dict[str, list[tuple[NodeRef, NodeRef]]] = {}
+        """By what they say otherwise: nodes that are the same."""
         self._quantized_ids: set[int] = set()
         """Ids of old nodes that compute in other numbers now."""
         self._weights: dict[tuple[int, int], _Weight] = {}

@@ -8,10 +8,13 @@ import numpy as np
 
 from qir.diff.changes import NodeRef
 from qir.diff.view import CAPTURED, Constant, Slot, View
-from qir.ir import Attribute, Model, Node, SparseTensor, Tensor
+from qir.ir import Attribute, Model, Node, SparseTensor, Tensor, Type, Value
 from qir.ops.schema import schema_of
 
-__all__ = ["Describer", "attribute_text", "content_text"]
+__all__ = ["MOST_INFERRED", "Describer", "attribute_text", "content_text"]
+
+MOST_INFERRED = 20_000
+"""Nodes of a model whose shapes are inferred for what the file does not state."""
 
 _LONGEST = 60
 
@@ -34,6 +37,24 @@ class Describer:
         sources = () if node.provenance == node.name else tuple(node.sources[:16])
         outputs = tuple(value.name for value in node.outputs)
         return NodeRef(self.id(node), node.label, _op(node), view.where, outputs, sources)
+
+    @cached_property
+    def _inferred(self) -> list[Node]:
+        """The nodes of a copy with inferred types, by id; none where the model is too large for that."""
+        from qir.ops.shape_inference import infer
+
+        if len(self._ids) > MOST_INFERRED:
+            return []
+        copy = self.model.clone()
+        infer(copy)
+        return list(copy.walk())
+
+    def type_of(self, value: Value) -> Type | None:
+        """The value's type, inferred for results of nodes."""
+        producer = value.producer
+        if producer is None or not self._inferred:
+            return value.type
+        return self._inferred[self._ids[producer]].outputs[value.index].type
 
     def op(self, view: View, number: int) -> str:
         return _op(view.nodes[number])

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from qir.diff.changes import Change, ChangeKind, Detail, GraphDiff, ModelSide, Summary
 from qir.diff.compare import Comparison
-from qir.diff.describe import Describer
+from qir.diff.describe import MOST_INFERRED, Describer
 from qir.diff.facts import model_facts
 from qir.diff.folding import fold_model
+from qir.diff.grouping import group
 from qir.diff.pairs import metadata_details
 from qir.diff.view import Interner, View, ViewMaker, attribute_key
 from qir.errors import OptionError, suggest
@@ -24,12 +25,16 @@ from qir.ops.shape_inference import infer
 
 __all__ = ["NOTES", "diff"]
 
-NOTES = frozenset({ChangeKind.IR_VERSION_CHANGED, ChangeKind.PRODUCER_CHANGED, ChangeKind.DOC_CHANGED})
+NOTES = frozenset(
+    {
+        ChangeKind.IR_VERSION_CHANGED,
+        ChangeKind.PRODUCER_CHANGED,
+        ChangeKind.DOC_CHANGED,
+        ChangeKind.RESPELLED,
+        ChangeKind.UNUSED_CHANGED,
+    }
+)
 """Kinds of differences that leave two models identical."""
-
-
-_MOST_INFERRED = 20_000
-"""Nodes of a model for whose multiply-accumulates shapes are inferred; beyond, those that the file states count."""
 
 
 def diff(
@@ -74,7 +79,7 @@ def _diff(
     found = [
         *comparison.interface,
         *_function_changes(a, b),
-        *comparison.nodes,
+        *group(comparison.nodes, comparison.passing),
         *comparison.quantized,
         *comparison.parameter_changes(),
         *comparison.weight_changes(),
@@ -86,7 +91,7 @@ def _diff(
     changes = tuple(change for change in kept if change.kind not in NOTES)
     notes = tuple(change for change in kept if change.kind in NOTES)
     for model in ours:  # what was compared are the types that the files state; the facts want all shapes
-        if len(model.graph.nodes) <= _MOST_INFERRED:
+        if len(model.graph.nodes) <= MOST_INFERRED:
             infer(model)
     sides = [
         ModelSide(name, model_facts(model, [view, *inner.values()]), model)
@@ -97,7 +102,9 @@ def _diff(
 
 
 def _summary(changes: tuple[Change, ...], notes: int, ignored: int) -> Summary:
-    kinds = Counter(change.kind for change in changes)
+    kinds: Counter[ChangeKind] = Counter()
+    for change in changes:
+        kinds[change.kind] += change.count
     requantized = [change for change in changes if change.kind is ChangeKind.QUANTIZATION_CHANGED]
     scales = sum(_only_parameters(change) for change in requantized)
     quantization = len(requantized) - scales
@@ -204,9 +211,9 @@ def _metadata_changes(a: Model, b: Model, comparison: Comparison) -> Iterator[Ch
 
 
 def _said(extra: bytes | None) -> list[bytes]:
-    """The fields of a residue that hold something, in any order."""
+    """The fields of a residue that hold something, in any order; how opsets are written down is none of them."""
     rest = absent_fields(extra or b"")[1]
-    return sorted(rest[head:end] for _, head, begin, end in fields(rest, 0, len(rest)) if end > begin)
+    return sorted(rest[head:end] for key, head, begin, end in fields(rest, 0, len(rest)) if end > begin and key != 0x42)
 
 
 def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
@@ -224,6 +231,7 @@ def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
     if details:
         said = ", ".join(f"{detail.name} {detail.before} -> {detail.after}" for detail in details)
         yield Change(ChangeKind.PRODUCER_CHANGED, said, details=tuple(details))
+    yield from _respelled(comparison)
     docs = [
         Detail("doc", what, _text(one), _text(two))
         for what, one, two in (("model", a.doc, b.doc), ("graph", a.graph.doc, b.graph.doc))
@@ -239,6 +247,19 @@ def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
             old=tuple(old for old, _ in comparison.docs),
             new=tuple(new for _, new in comparison.docs),
             details=tuple(docs),
+        )
+
+
+def _respelled(comparison: Comparison) -> Iterator[Change]:
+    for said, pairs in comparison.respelled.items():
+        names = ", ".join(f"{new.op} {new.name}" for _, new in pairs[:3])
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        yield Change(
+            ChangeKind.RESPELLED,
+            f"{said}: {names}{more}",
+            old=tuple(old for old, _ in pairs),
+            new=tuple(new for _, new in pairs),
+            count=len(pairs),
         )
 
 

@@ -8,7 +8,7 @@ a diff of notes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qir.ir import Attribute, DType, Model, Node, OpId, Tensor, Value
 
@@ -104,7 +104,25 @@ def _quantizer(node: Node, folding: Folding) -> None:
     if not all(_reads_integers(user) for user in node.output.users) or not node.output.uses:
         return
     folding.gone.add(node)
-    folding.alias[node.output] = (node.input(0), _note(node, dtype, scale, zero))
+    note = _note(node, dtype, scale, zero)
+    source = node.input(0)
+    barrier = None if source is None else source.producer
+    if barrier is not None and _is_barrier(barrier):
+        folding.gone.add(barrier)
+        folding.alias[barrier.output] = (barrier.input(0), None)
+        note = replace(note, nodes=(barrier, *note.nodes))
+    folding.alias[node.output] = (source, note)
+
+
+def _is_barrier(node: Node) -> bool:
+    """A Max of one value that only quantizers read: it keeps a runtime from fusing what stands before it."""
+    return (
+        node.op == "Max"
+        and node.domain in ("", "ai.onnx")
+        and len(node.inputs) == 1
+        and not node.output.is_output
+        and all(user.op == "QuantizeLinear" for user in node.output.users)
+    )
 
 
 def _note(node: Node, dtype: DType | None, scale: Value | None, zero: Value | None) -> Note:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qir.diff.view import CAPTURED, Content, Interner, Slot, View
+from qir.diff.view import CAPTURED, Content, Interner, View
 from qir.ir import Value
 
 __all__ = ["body_signature", "canonical_order", "down_ranks", "ring_ranks", "up_ranks"]
@@ -52,11 +52,13 @@ def canonical_order(view: View, outputs: Sequence[int]) -> list[int]:
     for output in outputs:
         if values[output].producer >= 0:
             visit(values[output].producer)
-    for node in range(len(view.nodes)):
-        if not any(view.consumers[made] for made in view.results[node]):
+    if len(order) < len(view.nodes):
+        for node in range(len(view.nodes)):
+            if not any(view.consumers[made] for made in view.results[node]):
+                visit(node)
+    if len(order) < len(view.nodes):
+        for node in range(len(view.nodes)):  # what is left stands on a cycle
             visit(node)
-    for node in range(len(view.nodes)):  # what is left stands on a cycle
-        visit(node)
     return order
 
 
@@ -77,21 +79,26 @@ def down_ranks(
     for number, content in enumerate(view.values):
         if content.producer < 0:
             known[number] = leaf(number, content)
-    free = view.free
+    free, all_slots, all_results = view.free, view.slots, view.results
     for node in order:
-        key: list[int] = [labels[node]]
-        slots: Sequence[Slot] = view.slots[node]
-        if free[node] and slots and known[slots[0].value] > known[slots[1].value]:
-            slots = (slots[1], slots[0])  # which of the operands of a commutative node comes first says nothing
-        for place, slot in enumerate(slots):
-            if not captured and slot.index >= CAPTURED:
-                break
-            key.append(place if free[node] else slot.index)
-            key.append(known[slot.value])
-            if notes:
-                key.append(slot.note_key)
-        rank = ranks[node] = intern(tuple(key))
-        results = view.results[node]
+        slots = all_slots[node]
+        key: tuple[int, ...]
+        if len(slots) == 1 and slots[0].index < CAPTURED:
+            index, value, _, note = slots[0]
+            key = (labels[node], index, known[value], note if notes else 0)
+        elif free[node] and slots:
+            (_, one, _, note), (_, two, _, other_note) = slots
+            first, second = (known[one], note if notes else 0), (known[two], other_note if notes else 0)
+            # Which of the operands of a commutative node comes first says nothing.
+            key = (labels[node], *first, *second) if first <= second else (labels[node], *second, *first)
+        else:
+            parts = [labels[node]]
+            for index, value, _, note in slots:
+                if captured or index < CAPTURED:
+                    parts += (index, known[value], note if notes else 0)
+            key = tuple(parts)
+        rank = ranks[node] = intern[key]
+        results = all_results[node]
         if results:
             known[results[0]] = rank
             for index in range(1, len(results)):
@@ -110,16 +117,19 @@ def up_ranks(
     exits: dict[int, list[int]] = {}
     for value, rank in outputs:
         exits.setdefault(value, []).append(intern(("output", rank)))
+    consumers, results = view.consumers, view.results
     for node in reversed(order):
         parts: list[tuple[int, int, int]] = []
-        for index, made in enumerate(view.results[node]):
-            for reader, slot in view.consumers[made]:
+        for index, made in enumerate(results[node]):
+            for reader, slot in consumers[made]:
                 parts.append((index, slot, ranks[reader]))
-            for rank in exits.get(made, ()):
-                parts.append((index, -1, rank))
-        if len(parts) > 1:
+            if made in exits:
+                parts += [(index, -1, rank) for rank in exits[made]]
+        if len(parts) == 1:
+            ranks[node] = intern[(labels[node], *parts[0])]
+        else:
             parts.sort()
-        ranks[node] = intern((labels[node], *parts))
+            ranks[node] = intern[(labels[node], *parts)]
     return ranks
 
 

@@ -71,7 +71,6 @@ class _Matcher:
         self._pair_equal(up_a, up_b)
         self._spread(a.strict, b.strict, contents=True)
         self._rests()
-        m.orient_all()
         refine(m)
         m.orient_all()
 
@@ -143,6 +142,15 @@ class _Matcher:
     def _pair_equal(self, ranks_a: Sequence[object], ranks_b: Sequence[object], *, several: bool = False) -> bool:
         """Pair nodes whose rank is unique on both sides; ``several``: ranks that occur equally often too, in order."""
         m = self.m
+        if not several:
+            once_a, once_b = (
+                _once(ranks, order, partner)
+                for ranks, order, partner in ((ranks_a, m.order_a, m.forward), (ranks_b, m.order_b, m.backward))
+            )
+            pairs = [(x, y) for rank, x in once_a.items() if x >= 0 and (y := once_b.get(rank, -1)) >= 0]
+            for x, y in pairs:
+                self._pair(x, y)
+            return bool(pairs)
         groups_a: dict[object, list[int]] = defaultdict(list)
         groups_b: dict[object, list[int]] = defaultdict(list)
         for node in m.order_a:
@@ -154,7 +162,7 @@ class _Matcher:
         found = False
         for rank, nodes_a in groups_a.items():
             nodes_b = groups_b.get(rank, ())
-            if len(nodes_a) == len(nodes_b) and (several or len(nodes_a) == 1):
+            if len(nodes_a) == len(nodes_b):
                 for x, y in zip(nodes_a, nodes_b, strict=True):
                     self._pair(x, y)
                 found = True
@@ -316,6 +324,16 @@ class _Matcher:
             for i, j, length in runs:
                 for offset in range(length):
                     self._pair(rest_a[i + offset], rest_b[j + offset])
+
+
+def _once(ranks: Sequence[object], order: list[int], partner: list[int]) -> dict[object, int]:
+    """By rank: the one unmatched node that has it, -1 where several have."""
+    found: dict[object, int] = {}
+    for node in order:
+        if partner[node] < 0:
+            rank = ranks[node]
+            found[rank] = -1 if rank in found else node
+    return found
 
 
 def _is_constant(view: View, value: int) -> bool:

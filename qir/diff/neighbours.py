@@ -47,11 +47,38 @@ class GraphMatch:
             self.exits = one, two
         return self.exits[side]
 
+    def agrees(self, x: int) -> bool:
+        """The quick answer for most pairs: every operand is made by nodes that are a pair, or is no result of a node
+        on both sides."""
+        values_a, values_b, forward = self.a.values, self.b.values, self.forward
+        slots_a, slots_b = self.a.slots[x], self.b.slots[forward[x]]
+        if len(slots_a) != len(slots_b):
+            return False
+        for (index, va, _, _), (other_index, vb, _, _) in zip(slots_a, slots_b, strict=True):
+            one, two = values_a[va], values_b[vb]
+            if index != other_index or one.index != two.index:
+                return False
+            if one.producer >= 0:
+                if two.producer < 0 or forward[one.producer] != two.producer:
+                    return False
+            elif one.constant is None or two.constant is None:
+                return False
+        return True
+
     def orient(self, x: int) -> None:
         """Exchange the operands of ``b``'s node in the view where it is commutative and they correspond the other way
         round; ``turned`` remembers."""
         a, b, y = self.a, self.b, self.forward[x]
         (a0, a1), (b0, b1) = a.slots[x], b.slots[y]
+        made_a, made_b = a.values[a0.value], b.values[b0.value]
+        other_a, other_b = a.values[a1.value], b.values[b1.value]
+        if (
+            self.forward[made_a.producer] == made_b.producer >= 0 <= other_b.producer == self.forward[other_a.producer]
+            and made_a.producer >= 0 <= other_a.producer
+            and made_a.index == made_b.index
+            and other_a.index == other_b.index
+        ):
+            return  # the quick answer for most
         straight = self._likeness(a0.value, b0.value) + self._likeness(a1.value, b1.value)
         if straight == 4 or straight >= self._likeness(a0.value, b1.value) + self._likeness(a1.value, b0.value):
             return

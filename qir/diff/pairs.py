@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from qir.diff.changes import Change, ChangeKind, Detail, NodeRef, QuantizationChange
 from qir.diff.describe import attribute_text
 from qir.diff.folding import Note
 from qir.diff.neighbours import GraphMatch, explained
-from qir.diff.neutral import is_default_operand
+from qir.diff.neutral import is_default_operand, node_axis, passes_on, rank_of, same_row
 from qir.diff.quantization import (
     RESULT,
     form_key,
@@ -17,13 +18,16 @@ from qir.diff.quantization import (
 )
 from qir.diff.regions import Region
 from qir.diff.sentences import say, short, types_conflict
-from qir.diff.view import CAPTURED, Slot, View, attribute_key
+from qir.diff.view import CAPTURED, Constant, Slot, attribute_key
 from qir.ir import format_type
+from qir.ops.schema import schema_of
 
 if TYPE_CHECKING:
     from qir.diff.compare import Comparison
 
 __all__ = ["PairComparison", "metadata_details"]
+
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Min", "Max", "Where"})
 
 
 class PairComparison:
@@ -33,13 +37,13 @@ class PairComparison:
         self.owner = owner
         self.m = match
         self.regions = regions
+        self.region_a = {n: number for number, region in enumerate(regions) for n in region.a}
+        self.region_b = {n: number for number, region in enumerate(regions) for n in region.b}
         self.retyped: set[int] = set()
 
     def run(self) -> None:
         m, owner = self.m, self.owner
         first_a = {min(region.a): region for region in self.regions}
-        in_a = {n for region in self.regions for n in region.a}
-        in_b = {n for region in self.regions for n in region.b}
         paired = {n for region in self.regions for n, _ in region.pairs}
         result_notes = self._result_notes()
         for x in m.order_a:
@@ -48,13 +52,16 @@ class PairComparison:
                 if x not in paired:
                     self._pair(x, y, result_notes.get(x))
                 self._annotations(x, y)
-            elif x not in in_a:
+            elif x not in self.region_a:
                 owner.nodes.append(self._lone(ChangeKind.NODE_REMOVED, 0, x))
             if x in first_a:
                 owner.nodes.append(self._region(first_a[x]))
         for y in m.order_b:
-            if m.backward[y] < 0 and y not in in_b:
+            if m.backward[y] < 0 and y not in self.region_b:
                 owner.nodes.append(self._lone(ChangeKind.NODE_ADDED, 1, y))
+        for y in sorted(m.turned):
+            if m.backward[y] >= 0:
+                self._respelled("operands in the other order, which is the same", m.backward[y], y)
 
     def _result_notes(self) -> dict[int, tuple[Note | None, Note | None]]:
         """By node of ``a``: how outputs of the graph that it makes are stored, where the two sides differ."""
@@ -94,7 +101,7 @@ class PairComparison:
         if a.ops[x] != b.ops[y]:
             details.append(Detail("op", "", self.owner.old.op(a, x), self.owner.new.op(b, y)))
         if a.labels[x] != b.labels[y]:
-            details += _attribute_details(a, x, b, y, len(details) > 0)
+            details += self._attributes(x, y, len(details) > 0)
         details += self._operands(x, y)
         return details
 
@@ -114,6 +121,42 @@ class PairComparison:
             elif not m.same_value(one.value, two.value):
                 return False
         return True
+
+    def _attributes(self, x: int, y: int, replaced: bool) -> Iterator[Detail]:
+        a, b = self.m.a, self.m.b
+        old, new = a.attributes[x], b.attributes[y]
+        for name in sorted(old.keys() | new.keys()):
+            one, two = old.get(name), new.get(name)
+            if one is not None and two is not None and attribute_key(one) == attribute_key(two):
+                continue
+            if not replaced and name == "axis" and self._same_axis(x, y):
+                self._respelled("an axis counted from the other end", x, y)
+            elif not replaced or (one is not None and two is not None):
+                yield Detail("attribute", name, attribute_text(one), attribute_text(two))
+        count_a, count_b = len(a.nodes[x].outputs), len(b.nodes[y].outputs)
+        if not replaced and count_a != count_b and old.keys() == new.keys():
+            yield Detail("result", "count", str(count_a), str(count_b))
+
+    def _same_axis(self, x: int, y: int) -> bool:
+        """``axis`` says the same counted from either end. Softmax before opset 13 flattened what follows its axis, so
+        there only the last one is the same."""
+        found = []
+        for describer, view, number in ((self.owner.old, self.m.a, x), (self.owner.new, self.m.b, y)):
+            node = view.nodes[number]
+            source, schema = node.input(0) if node.inputs else None, schema_of(node, describer.model)
+            if source is None or schema is None or (spec := schema.attributes.get("axis")) is None:
+                return False
+            rank = rank_of(describer.type_of(source))
+            axis = node_axis(node, spec.default if isinstance(spec.default, int) else None, rank)
+            if axis is None or rank is None:
+                return False
+            flattens = node.op in ("Softmax", "LogSoftmax", "Hardmax") and schema.since_version < 13
+            found.append((rank, axis, flattens and axis != rank - 1))
+        return found[0] == found[1]
+
+    def _respelled(self, said: str, x: int, y: int) -> None:
+        refs = self.owner.old.ref(self.m.a, x), self.owner.new.ref(self.m.b, y)
+        self.owner.respelled.setdefault(said, []).append(refs)
 
     def _operands(self, x: int, y: int) -> Iterator[Detail]:
         m, owner = self.m, self.owner
@@ -138,10 +181,25 @@ class PairComparison:
                     continue
                 if content_a.value is None or content_b.value is None:  # an attribute in an older opset
                     yield Detail("attribute", name, short(content_a.constant), short(content_b.constant))
+                elif one.note_key == two.note_key and self._same_row(x, y, content_a.constant, content_b.constant):
+                    self._respelled("a constant with another number of leading 1s in its shape", x, y)
                 elif one.note_key == two.note_key:
                     owner.constants(m, content_a, content_b, (x, y))
-            elif not explained(m, one.value, two.value):
+            elif not explained(m, one.value, two.value) and not self._inside(content_a.producer, content_b.producer):
                 yield Detail("operand", name, owner.old.operand(m.a, one), owner.new.operand(m.b, two))
+
+    def _inside(self, p: int, q: int) -> bool:
+        """Whether a region that was replaced holds both nodes: it says what became of their readers' operands."""
+        return p >= 0 and q >= 0 and self.region_a.get(p, -1) == self.region_b.get(q, -2)
+
+    def _same_row(self, x: int, y: int, one: Constant, two: Constant) -> bool:
+        if self.m.a.ops[x] != self.m.b.ops[y] or self.m.a.ops[x][1] not in _BROADCASTING or one.shape == two.shape:
+            return False
+        ranks = [
+            rank_of(describer.type_of(view.nodes[number].output))
+            for describer, view, number in ((self.owner.old, self.m.a, x), (self.owner.new, self.m.b, y))
+        ]
+        return ranks[0] == ranks[1] and same_row(one, two, ranks[0])
 
     def _neutral(self, x: int, y: int, index: int, one: Slot | None, two: Slot | None) -> bool:
         """An operand that only one side has but that says what the default says."""
@@ -209,7 +267,10 @@ class PairComparison:
         verb = "added" if side else "removed"
         title = f"{ref.op} {ref.name} {verb}{f' after {after}' if after else ''}"
         nodes = {"new": (ref,), "after": text} if side else {"old": (ref,), "before": text}
-        return Change(kind, title, view.where, **nodes)  # type: ignore[arg-type]
+        change = Change(kind, title, view.where, **nodes)  # type: ignore[arg-type]
+        if passes_on(view, number, describer.type_of):
+            self.owner.passing.add(id(change))
+        return change
 
     def _region(self, region: Region) -> Change:
         m, owner = self.m, self.owner
@@ -283,19 +344,6 @@ def metadata_details(old: object, new: object, prefix: str = "") -> list[Detail]
     ]
 
 
-def _attribute_details(a: View, x: int, b: View, y: int, replaced: bool) -> Iterator[Detail]:
-    old, new = a.attributes[x], b.attributes[y]
-    for name in sorted(old.keys() | new.keys()):
-        one, two = old.get(name), new.get(name)
-        if one is not None and two is not None and attribute_key(one) == attribute_key(two):
-            continue
-        if not replaced or (one is not None and two is not None):
-            yield Detail("attribute", name, attribute_text(one), attribute_text(two))
-    count_a, count_b = len(a.nodes[x].outputs), len(b.nodes[y].outputs)
-    if not replaced and count_a != count_b and old.keys() == new.keys():
-        yield Detail("result", "count", str(count_a), str(count_b))
-
-
 def _parameters_differ(m: GraphMatch, x: int, y: int, index: int) -> bool:
     one = next(slot for slot in m.a.slots[x] if slot.index == index)
     two = next(slot for slot in m.b.slots[y] if slot.index == index)
@@ -303,5 +351,10 @@ def _parameters_differ(m: GraphMatch, x: int, y: int, index: int) -> bool:
 
 
 def _region_text(refs: tuple[NodeRef, ...]) -> str:
-    ops = [ref.op for ref in refs]
-    return "+".join(ops[:6]) + (f"+{len(ops) - 6} more" if len(ops) > 6 else "")
+    """``Mul+Add+Erf``; an operator three times in a row once, with its number: ``3 Unsqueeze+Concat``."""
+    parts: list[tuple[int, str]] = []
+    for op, run in groupby(ref.op for ref in refs):
+        number = len(list(run))
+        parts += [(number, f"{number} {op}")] if number > 2 else [(1, op)] * number
+    more = sum(number for number, _ in parts[6:])
+    return "+".join(text for _, text in parts[:6]) + (f"+{more} more" if more else "")

@@ -26,13 +26,16 @@ __all__ = [
 RESULT = -1
 """Stands for "the result" where operands go by index."""
 
+_SIZES = frozenset({("", "Shape", ""), ("", "Size", "")})
+"""They read no numbers."""
+
 Notes = dict[int, tuple[Value | None, Note]]
 """By operand index (or RESULT): the value without quantization (None: an attribute), and how it is stored."""
 
 
 def notes_of(view: View, number: int) -> Notes:
     """The quantized operands of a node; what integer kernels store is left to their readers."""
-    if not view.noted:
+    if not view.noted or view.ops[number] in _SIZES:
         return {}
     return {
         slot.index: (view.values[slot.value].value, slot.note) for slot in view.slots[number] if slot.note is not None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qir.diff.neighbours import Around, GraphMatch, around, problems
+from qir.diff.view import View
 from qir.ir import Node
 
 __all__ = ["Region", "find_regions", "pair_replacements"]
@@ -14,6 +15,7 @@ __all__ = ["Region", "find_regions", "pair_replacements"]
 _LEAST = 3
 """Nodes on the larger side of a region that only its boundary tells."""
 _MOST_PAIRS = 10_000
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 # Small fusions: operators on one side, the operator on the other.
 _FUSIONS: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
@@ -57,6 +59,8 @@ def find_regions(match: GraphMatch) -> list[Region]:
 
     for region in _by_provenance(match):
         take(region)
+    for region in _by_scaling(match, taken_a):
+        take(region)
     _grow(match, regions)
     for region in regions:
         taken_a.update(region.a)
@@ -91,7 +95,8 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
             continue
         names: dict[str, int] = {}
         for number, node in enumerate(theirs.nodes):
-            names[node.name] = -1 if node.name in names else number
+            name = node.name or (node.outputs[0].name if node.outputs else "")
+            names[name] = -1 if name in names else number
         for number, sources in telling:
             found = [names[s] for s in sources if names.get(s, -1) >= 0]
             # A source that has a counterpart of its own was not replaced, unless that is this very node.
@@ -118,6 +123,33 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
         if len(a) + len(b) > 2:
             regions.append(Region(a, b, [(n, match.forward[n]) for n in a if match.forward[n] in set(b)]))
     return regions
+
+
+def _by_scaling(match: GraphMatch, taken: set[int]) -> list[Region]:
+    """A normalization or a bias that stood behind a product and is in its constants now: its bias is new, or not only
+    the weights differ."""
+    a, b = match.a, match.b
+    found = []
+    for x, mate in enumerate(match.forward):
+        if mate >= 0 or x in taken or a.ops[x][0] or a.ops[x][1] not in ("BatchNormalization", "Add"):
+            continue
+        makers = [p for slot in a.slots[x] if (p := a.values[slot.value].producer) >= 0]
+        if len(makers) != 1 or a.ops[makers[0]][1] not in _PRODUCTS or match.forward[makers[0]] < 0:
+            continue
+        p = makers[0]
+        q = match.forward[p]
+        readers = {reader for made in a.results[p] for reader, _ in a.consumers[made]}
+        if readers != {x} or p in taken or a.ops[p] != b.ops[q]:
+            continue
+        old, new = _constants_of(a, p), _constants_of(b, q)
+        if len(new) > len(old) or (len(new) == len(old) > 1 and not old & new):
+            found.append(Region([p, x], [q], [(p, q)]))
+    return found
+
+
+def _constants_of(view: View, node: int) -> set[tuple[int, int]]:
+    values = view.values
+    return {(slot.index, c.key) for slot in view.slots[node] if (c := values[slot.value]).constant is not None}
 
 
 def _grow(match: GraphMatch, regions: list[Region]) -> None:

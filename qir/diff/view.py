@@ -24,14 +24,15 @@ CAPTURED = 1000
 """Slots from here on are values that a node's bodies capture."""
 
 
-class Interner:
+class Interner(dict[Hashable, int]):
     """Equal keys get equal numbers, in the order of their coming; shared by both models of a diff."""
 
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
+    def __missing__(self, key: Hashable) -> int:
+        number = self[key] = len(self)
+        return number
 
     def __call__(self, key: Hashable) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
+        return self[key]
 
 
 class Slot(NamedTuple):
@@ -107,6 +108,9 @@ _BECAME_OPERANDS: dict[str, dict[str, int]] = {
     **{f"Reduce{kind}": {"axes": 1} for kind in ("LogSumExp", "SumSquare")},
 }
 
+
+_SMALL = 64
+"""Bytes of a constant that is compared as it is, without a digest."""
 
 _COMMUTATIVE = frozenset(
     {
@@ -213,10 +217,9 @@ class ViewMaker:
         """The operands of a node that is what it is."""
         alias, numbers = self.folding.alias, view.numbers
         slots = []
-        for index, use in enumerate(node.uses):
-            if use is None:
+        for index, value in enumerate(node.inputs):
+            if value is None:
                 continue
-            value = use.value
             if alias and value in alias:
                 slots.append(self._slot(view, index, *resolve(value, self.folding)))
                 continue
@@ -373,6 +376,8 @@ def _content_key(constant: Constant) -> Hashable:
         return (constant.shape, _content_key(constant.values), _content_key(constant.indices))
     if constant.is_stub:
         return constant.bucket()
+    if constant.nbytes <= _SMALL and constant.dtype is not DType.STRING:
+        return (constant.dtype, constant.shape, constant.packed().tobytes())
     return constant.digest()
 
 

@@ -15,6 +15,8 @@ __all__ = ["to_markdown"]
 
 MOST_CHARACTERS = 60_000
 """Code hosts cut or refuse comments beyond about 65,000 characters."""
+_PLACES = 12
+"""Of an entry that stands for several, how many are named."""
 _OPEN = 10
 """Sections of more entries than this are collapsed."""
 _CLASSES = (
@@ -87,7 +89,7 @@ def _entries(section: Section, most: int, budget: int) -> tuple[list[str], int]:
 def _item(change: Change) -> str:
     mark = {"+": "➕", "-": "➖"}.get(SIGNS.get(change.kind, "~"), "✏️")
     lines = [f"- {mark} {_escape(change.title)}"]
-    lines += [f"  - {_escape(line)}" for line in detail_lines(change)]
+    lines += [f"  - {_escape(line)}" for line in detail_lines(change, _PLACES)]
     if change.weight is not None and change.weight.stats is not None:
         lines += [f"  - {_escape(line)}" for line in weight_lines(change.weight.stats)]
     return "\n".join(lines)

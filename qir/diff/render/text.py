@@ -24,6 +24,8 @@ __all__ = ["to_text"]
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 _INDENT = "      "
+_PLACES = 3
+"""Of an entry that stands for several, how many are named."""
 
 
 def to_text(diff: GraphDiff, *, width: int = 80, colour: bool = False, max_changes: int | None = None) -> str:
@@ -93,7 +95,7 @@ def _entry(console: Console, change: Change) -> None:
     title.add_column(overflow="fold")
     title.add_row(Text(sign, style=_COLOURS[sign]), Text(change.title, style=_COLOURS[sign]))
     console.print(title)
-    for line in detail_lines(change):
+    for line in detail_lines(change, _PLACES):
         console.print(Padding(Text(line), (0, 0, 0, len(_INDENT))))
     if change.weight is not None and change.weight.stats is not None:
         for line in weight_lines(change.weight.stats):

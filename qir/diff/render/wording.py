@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from qir.diff.changes import Change, ChangeKind, GraphDiff, ModelFacts, Summary
+from qir.diff.sentences import say
 from qir.diff.weights import Histogram, WeightStats
 
 __all__ = [
@@ -123,11 +124,21 @@ def fact_rows(diff: GraphDiff) -> list[FactRow]:
     return rows
 
 
-def detail_lines(change: Change) -> Iterator[str]:
-    """Aspect by aspect, for the lines under an entry's title."""
+def detail_lines(change: Change, most_places: int | None = None) -> Iterator[str]:
+    """Aspect by aspect, for the lines under an entry's title, which repeat nothing that the title says; of an entry
+    that stands for several at most ``most_places`` of their places."""
     if change.where:
         yield f"in {change.where}"
+    places = [detail for detail in change.details if detail.aspect == "place"]
+    if len(places) > 3 or change.kind is not ChangeKind.REGION_REPLACED:  # else the title names them
+        for detail in places[:most_places]:
+            text = detail.before or detail.after or ""
+            yield detail.name if change.kind is ChangeKind.REGION_REPLACED else text
+        if most_places is not None and len(places) > most_places:
+            yield f"and {len(places) - most_places} more"
     for detail in change.details:
+        if detail.aspect in ("place", "version") or say(detail) in change.title:
+            continue
         name = f" {detail.name}" if detail.name and detail.name != detail.aspect else ""
         yield f"{detail.aspect}{name}: {_or_none(detail.before)} -> {_or_none(detail.after)}"
 
