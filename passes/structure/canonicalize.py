@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, UseQuantMarker, Value
-from qir.passes.structure.simplifications import Scope, simplify
+from qir.passes.structure.simplifications import SIMPLIFIED, Scope, simplify
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
 from qir.rewriting.edits import (
@@ -118,11 +118,12 @@ class _Cleaner:
         scope = Scope(opset_of(self.model, graph), add_constant if in_function else constants.make)
         earlier = _Earlier()
         for node in graph.nodes:
-            while not self.numbering.exhausted and (statistic := simplify(node, scope)):
-                self.numbering.allow(statistic, node)
-                self.result.count(statistic)
-            if node.is_read:
-                self._eliminate(node, earlier)
+            if node.op in SIMPLIFIED:
+                while not self.numbering.exhausted and (statistic := simplify(node, scope)):
+                    self.numbering.allow(statistic, node)
+                    self.result.count(statistic)
+            if node.is_read and (alike := earlier.add(node)):
+                self._eliminate(node, alike, earlier)
             for body in node.bodies:
                 self.clean(body)
 
@@ -149,12 +150,11 @@ class _Cleaner:
         node.erase()
         self.result.count("lifted-constant")
 
-    def _eliminate(self, node: Node, earlier: _Earlier) -> None:
+    def _eliminate(self, node: Node, alike: list[Node], earlier: _Earlier) -> None:
         """Let an earlier node that computes the same stand for this one."""
-        likely = earlier.add(node)
-        if not likely or not is_pure(node, self.model.functions) or node.op == "Constant":
+        if node.op == "Constant" or not is_pure(node, self.model.functions):
             return
-        for other in likely:
+        for other in alike:
             if self.numbering.exhausted:
                 return
             if _same_node(node, other) and self._merge(node, other):
@@ -187,7 +187,11 @@ class _Earlier:
 
     def add(self, node: Node) -> list[Node] | None:
         """Remember a node; the earlier ones of the same signature."""
-        key = _rough_signature(node)
+        key: Hashable = node.op
+        if uses := node.uses:
+            # Enough to tell nearly all apart.
+            first, last = uses[0], uses[-1]
+            key = (key, None if first is None else id(first.value), None if last is None else id(last.value))
         other = self.alone.setdefault(key, node)
         if other is node:
             return None
@@ -242,15 +246,6 @@ def _root(graph: Graph) -> Graph:
     while graph.outer is not None:
         graph = graph.outer
     return graph
-
-
-def _rough_signature(node: Node) -> Hashable:
-    """Equal for nodes that compute the same, and for few others."""
-    uses = node.uses
-    if not uses:
-        return node.op
-    first, last = uses[0], uses[-1]
-    return (node.op, None if first is None else id(first.value), None if last is None else id(last.value))
 
 
 def _signature(node: Node) -> Hashable:

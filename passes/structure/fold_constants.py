@@ -141,7 +141,13 @@ class _Folder:
         if node.op in ("Shape", "Size"):
             return True
         for use in node.uses:
-            if use is not None and use.value not in self.partial and not self.is_known(use.value):
+            if use is None:
+                continue
+            value = use.value
+            if value in self.partial or value in self.sizes or value in self.arrays:
+                continue
+            maker = value.producer
+            if (maker is not None and maker.op != "Constant") or self.content(value) is None:
                 return False
         return True
 

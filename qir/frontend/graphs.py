@@ -41,6 +41,8 @@ class GraphReader:
         self._tensor_types: dict[tuple[DType, tuple[int, ...]], TensorType] = {}
         self._attributes: dict[bytes, Attribute] = {}
         self._texts: dict[bytes, str] = {b"": ""}
+        self._residues: dict[bytes, bytes | None] = {}
+        """By what is left over of a node: most have nothing, or the same (fields that are there and empty)."""
         self._scopes: list[Scope] = []
 
     def graph(self, buffer: Buffer, span: Span) -> Graph:
@@ -289,9 +291,13 @@ class GraphReader:
             if metadata:
                 _read_node_metadata(node, metadata, verbatim)
             if verbatim:
-                if any(field[0] < 8 for field in verbatim):  # there is no field 0; the fast path above let it pass
-                    raise Damaged
-                node._extra = make_residue(verbatim)
+                rest = b"".join(verbatim)
+                extra = self._residues.get(rest)
+                if extra is None:
+                    if any(field[0] < 8 for field in verbatim):  # there is no field 0; the fast path above let it pass
+                        raise Damaged
+                    extra = self._residues[rest] = make_residue(verbatim)
+                node._extra = extra
             pending.append((node, inputs, attributes))
         return pending
 

@@ -276,15 +276,14 @@ class Node(Linked):
     def erase(self) -> None:
         """Remove from its graph. Raises ValueError while a result has uses, bodies of its own not counted."""
         for output in self._outputs:
-            if output._uses:
+            if output._uses._count:
                 raise ValueError(f"{self.label!r} cannot be erased: its output {output.name!r} is used")
         graph = self._graph
         if graph is None:
             raise ValueError(f"{self.label!r} was erased before")
         for body in self.bodies:
             body._drop_uses(self)
-        for index in range(len(self._uses)):
-            use = self._uses[index]
+        for use in self._uses:
             if use is not None:
                 _unlink_use(use)
         journal = self._state.journal

@@ -206,7 +206,10 @@ class Value(Linked):
 
     @property
     def is_output(self) -> bool:
-        return any(use._owner.is_graph for use in self._uses)
+        for use in self._uses:  # a plain loop: every replacement asks
+            if use._owner.is_graph:
+                return True
+        return False
 
     @property
     def tensor(self) -> Tensor | None:

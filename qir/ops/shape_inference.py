@@ -138,8 +138,7 @@ class _Run:
     # What the rules ask
 
     def type_of(self, value: Value) -> Type | None:
-        found = self.types.get(value, self)
-        return value.type if found is self else found  # type: ignore[return-value]
+        return self.types.get(value, value._type)
 
     def binding(self, name: str) -> Attribute | None:
         return self.bindings.get(name)
@@ -179,8 +178,9 @@ class _Run:
         return content
 
     def view(self, node: Node) -> NodeView:
-        types = [None if use is None else self.type_of(use._value) for use in node._uses]
-        return NodeView(self, node, types, self.version(node.domain))
+        known = self.types
+        types = [None if use is None else known.get(use._value, use._value._type) for use in node._uses]
+        return NodeView(self, node, types, self.version(node._domain))
 
     def version(self, domain: str) -> int:
         return self.imports.get(domain, 1 if domain == "com.microsoft" else 0)

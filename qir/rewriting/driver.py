@@ -55,17 +55,19 @@ class _Driver:
         self.model = model
         self.numbering = numbering
         self.max_rounds = max_rounds
-        self.by_root: dict[tuple[str, str], list[tuple[Rule, list[Op]]]] = {}
-        """For an operator the rules that may start at it, each with its patterns that do."""
+        self.rules: dict[str, list[tuple[Rule, list[Op]]]] = {}
+        """By operator the rules that may start at it, each with its patterns that do."""
         self.heights: dict[str, int] = {}
         """How many nodes of a match may stand above one of an operator; ``*`` is any."""
         for rule in rules:
             patterns = rule.root_patterns()
             rule.pattern.heights(0, self.heights)
-            for root in rule.roots:
-                self.by_root.setdefault(root, []).append((rule, [each for each in patterns if root[1] in each.ops]))
-        self.reach = {root: 1 + max(rule.pattern.depth for rule, _ in found) for root, found in self.by_root.items()}
+            for op in dict.fromkeys(op for pattern in patterns for op in pattern.ops):
+                self.rules.setdefault(op, []).append((rule, [pattern for pattern in patterns if op in pattern.ops]))
+        self.reach = {op: 1 + max(rule.pattern.depth for rule, _ in found) for op, found in self.rules.items()}
         """How far upstream of a root something may have changed that its rules see, checks a step further included."""
+        self.makers = {op: _makers_for(found) for op, found in self.rules.items()}
+        """Operators of which one has to make an operand of a root; empty where a rule asks for none."""
         self.furthest = max(self.reach.values(), default=0)
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
@@ -77,10 +79,10 @@ class _Driver:
 
     def run(self) -> RewriteReport:
         size = 0
-        ops = {op for _, op in self.by_root}
+        rules = self.rules
         for node in self.model.walk():
             size += 1
-            if node.op in ops:
+            if node.op in rules:
                 self.enqueue(node)
         if self.max_rounds is None:
             self.max_rounds = 1000 + 2 * size
@@ -98,9 +100,13 @@ class _Driver:
         return self.report
 
     def enqueue(self, node: Node) -> None:
-        if node not in self.queued and _root_of(node) in self.by_root:
-            self.queued.add(node)
-            self.queue.append(node)
+        makers = self.makers.get(node.op)
+        if makers is None or node in self.queued:
+            return
+        if makers and not self.refused and not _is_fed_by(node, makers):
+            return  # before a maker is one of them, the node is woken again
+        self.queued.add(node)
+        self.queue.append(node)
 
     def hurry(self, nodes: Sequence[Node]) -> None:
         """Visit these next: a rewrite's own results first, so that one that grows without end is soon found out."""
@@ -111,7 +117,7 @@ class _Driver:
         graph = node.graph
         assert graph is not None, "an erased node is not visited"
         makers = makers_of(node)
-        for rule, patterns in self.by_root[_root_of(node)]:
+        for rule, patterns in self.rules[node.op]:
             fitting = [pattern for pattern in patterns if pattern.fed_by(makers, node)]
             found = rule.search(node, self.model, fitting, Search(graph)) if fitting else None
             if self.refused:
@@ -129,7 +135,7 @@ class _Driver:
     def apply(self, rule: Rule, match: Match) -> None:
         root = match.root
         self.report.applications.append(self.numbering.take(rule.name, match.nodes))
-        rounds = max(self.rounds.get(node, 0) for node in match.nodes)
+        rounds = max([self.rounds.get(node, 0) for node in match.nodes]) if self.rounds else 0
         history = (*self.history.get(root, ()), rule.name)[-_REMEMBERED:]
         if self.max_rounds is not None and rounds >= self.max_rounds:
             raise EndlessRewriteError(
@@ -166,7 +172,9 @@ class _Driver:
                 if not node.is_read:
                     merge_origin(match.root, node)
         for old, new in pairs.items():
-            readers.update(dict.fromkeys(old.users))
+            for use in old.uses:
+                if use.node is not None:
+                    readers[use.node] = None
             if new.type is None:
                 new.type = old.type
             old.replace_all_uses(new)
@@ -177,10 +185,11 @@ class _Driver:
                 for node in match.nodes:
                     if node is not maker:
                         merge_origin(maker, node)
-        for node in match.created:
+        if match.created:
             for other in match.nodes:
                 if other.metadata:
-                    node.metadata = {**other.metadata, **(node.metadata or {})}
+                    for node in match.created:
+                        node.metadata = {**other.metadata, **(node.metadata or {})}
         return [node for node in changed if node.graph is not None], list(readers)
 
     def erase(self, nodes: Sequence[Node]) -> list[Node]:
@@ -190,10 +199,10 @@ class _Driver:
         while progress:
             progress = False
             for node in nodes:
-                if node.graph is not None and node.outputs and not node.is_read:
+                if not node.is_read and node.graph is not None and node.outputs:
                     node.erase()
                     erased.append(node)
-                    progress = True
+                    progress = progress or node is not nodes[0]  # what feeds the root comes after it
         return erased
 
     def wake(self, changed: Iterable[Node], operands: Iterable[Value], graph: Graph) -> None:
@@ -201,16 +210,18 @@ class _Driver:
         and the last reader of an operand that lost the others."""
         frontier = {node: self.furthest - 1 for node in changed if node.graph is not None}
         for value in operands:
-            if len(value.uses) == 1:
-                for node in value.users:
-                    frontier[node] = self.furthest - 1
+            uses = value.uses
+            if len(uses) == 1:
+                for use in uses:
+                    if use.node is not None:
+                        frontier[use.node] = self.furthest - 1
         # With each node goes how far downstream a root may be that sees the change through it: past a reader only
         # where a pattern has one of its kind below its root.
         farthest = dict(frontier)
         for distance in range(self.furthest):
             following: dict[Node, int] = {}
             for node, limit in frontier.items():
-                if node not in self.queued and self.reach.get(_root_of(node), 0) > distance:
+                if self.reach.get(node.op, 0) > distance:
                     self.enqueue(node)
                 if distance:
                     limit = min(limit, distance + self.height(node))
@@ -231,9 +242,17 @@ class _Driver:
         return max(self.heights.get(node.op, 0), self.heights.get("*", 0))
 
 
-def _root_of(node: Node) -> tuple[str, str]:
-    domain = node.domain
-    return ("" if domain == "ai.onnx" else domain, node.op)
+def _makers_for(rules: Iterable[tuple[Rule, list[Op]]]) -> frozenset[str]:
+    sets = [pattern.makers for _, patterns in rules for pattern in patterns]
+    return frozenset().union(*sets) if all(sets) else frozenset()
+
+
+def _is_fed_by(node: Node, makers: frozenset[str]) -> bool:
+    for use in node.uses:
+        maker = None if use is None else use.value.producer
+        if maker is not None and maker.op in makers:
+            return True
+    return False
 
 
 def _guard(rule: Rule, match: Match) -> Match | Refused | None:

@@ -174,10 +174,10 @@ def forward(old: Value, new: Value) -> bool:
         return False
     if new.quant is not None and old.quant is None:
         return False
-    outputs = [use for use in old.uses if use.is_graph_output]
-    keep = bool(outputs) and (
-        len(outputs) > 1 or new.producer is None or new.graph is not outputs[0].graph or new.is_output
-    )
+    keep = False
+    if old.is_output:
+        outputs = [use for use in old.uses if use.is_graph_output]
+        keep = len(outputs) > 1 or new.producer is None or new.graph is not outputs[0].graph or new.is_output
     if keep:
         old.replace_all_uses(new, lambda use: not use.is_graph_output)
     else:

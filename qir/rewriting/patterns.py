@@ -335,6 +335,11 @@ class Op(Pattern):
             search.fail(lambda: f"{value.name!r} is not {known.name!r}")
         return None
 
+    @property
+    def makers(self) -> frozenset[str]:
+        """Operators of which one has to make an operand of the node; empty where none has to."""
+        return min((ops for _, ops in self._feeders), key=len, default=frozenset())
+
     def fed_by(self, makers: Sequence[str], node: Node) -> bool:
         """False where ``makers``, the operators that make the operands of ``node``, show that it does not fit."""
         commutes = node.op in _COMMUTATIVE

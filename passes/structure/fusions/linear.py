@@ -146,7 +146,7 @@ class _Linear:
             self.bias = self.bias + self.node.get("alpha", 1.0) * (matrix @ offset)
             return
         taps = weight.reshape(group, -1, weight.shape[1], math.prod(weight.shape[2:])).sum(-1)
-        self.bias = self.bias + (taps @ offset.reshape(group, -1, 1)).reshape(-1)
+        self.bias = self.bias + np.einsum("goi,gi->go", taps, offset.reshape(group, -1)).reshape(-1)
 
     def unwritable(self) -> str | None:
         """Why the edited weights cannot be stored."""
@@ -220,7 +220,7 @@ def _norm_numbers(match: Match, channels: int) -> tuple[np.ndarray, np.ndarray] 
         return "it is in training mode"
     if any(value.uses for value in norm.outputs[1:]):
         return "its running statistics are read"
-    numbers = []
+    numbers: list[np.ndarray] = []
     for value in norm.inputs[1:5]:
         tensor = constant_of(value)
         if tensor is None or tensor.size != channels:

@@ -11,21 +11,22 @@ from qir.passes.structure.simplifications import arithmetic, layout, neutral
 from qir.passes.structure.simplifications.common import Scope, Simplifier
 from qir.rewriting.edits import is_standard
 
-__all__ = ["Scope", "simplify"]
+__all__ = ["SIMPLIFIED", "Scope", "simplify"]
 
 _BY_OP: dict[str, list[tuple[str, Simplifier]]] = {}
 for _table in (neutral.RULES, layout.RULES, arithmetic.RULES):
     for _statistic, _ops, _function in _table:
         for _op in _ops:
             _BY_OP.setdefault(_op, []).append((_statistic, _function))
+SIMPLIFIED = frozenset(_BY_OP)
+"""The ops for which there is a simplification."""
 
 
 def simplify(node: Node, scope: Scope) -> str | None:
     """Apply the first simplification that fits; the name of its statistic, None where none does."""
-    found = _BY_OP.get(node.op)
-    if found is None or not is_standard(node) or not node.is_read:  # dead, perhaps by the last one
+    if not is_standard(node) or not node.is_read:  # dead, perhaps by the last one
         return None
-    for statistic, function in found:
+    for statistic, function in _BY_OP.get(node.op, ()):
         if function(node, scope):
             return statistic
     return None

@@ -20,7 +20,8 @@ def _is_all(value: Value | None, number: float | bool) -> bool:
     tensor = constant_of(value)
     if tensor is None or not 0 < tensor.size <= _MOST_ELEMENTS or tensor.dtype is DType.STRING:
         return False
-    return bool(np.all(tensor.numpy() == number))
+    array = tensor.numpy()
+    return bool(array.item(0) == number) and bool(np.all(array == number))
 
 
 def _keeps_shape(source: Value | None, constant: Value | None) -> bool:
