@@ -10,7 +10,16 @@ from qir.errors import OptionError, suggest
 from qir.ir import Graph, Model, Node, Tensor, TensorType, Value
 from qir.ops.shape_inference import infer
 
-__all__ = ["ModelCost", "NodeCost", "model_cost", "node_cost", "value_bytes", "with_input_shapes"]
+__all__ = [
+    "ModelCost",
+    "NodeCost",
+    "model_cost",
+    "node_cost",
+    "open_batch",
+    "value_bytes",
+    "with_input_shapes",
+    "with_symbols",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,23 @@ def with_input_shapes(model: Model, shapes: Mapping[str, Sequence[int]]) -> Mode
         value_or_none.type = replace(old, shape=tuple(shape))
     infer(copy)
     return copy
+
+
+def open_batch(model: Model, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The symbols that stand for the first axis of inputs, each as 1: costs of one sample. ``given`` sizes aside."""
+    shapes = [value.shape for value in model.graph.inputs if value.const is None and value.shape]
+    return {shape[0]: 1 for shape in shapes if isinstance(shape[0], str) and shape[0] not in (given or {})}
+
+
+def with_symbols(model: Model, sizes: Mapping[str, int]) -> Model:
+    """A copy in which symbols of the inputs' shapes have these sizes; see ``with_input_shapes``."""
+    shapes = {
+        value.name: tuple(sizes.get(size, size) if isinstance(size, str) else size for size in value.shape)
+        for value in model.graph.inputs
+        if value.const is None and value.shape is not None
+    }
+    fixed = {name: [size for size in shape if isinstance(size, int)] for name, shape in shapes.items()}
+    return with_input_shapes(model, {name: found for name, found in fixed.items() if len(found) == len(shapes[name])})
 
 
 def model_cost(model: Model) -> ModelCost:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qir.analysis.cost import model_cost, node_cost, with_input_shapes
+from qir.analysis.cost import model_cost, node_cost, open_batch, with_symbols
 from qir.analysis.liveness import peak_memory
 from qir.cli.options import JsonFlag, print_json
 from qir.errors import OptionError, suggest
@@ -81,19 +81,15 @@ def model_facts(model: Model) -> dict[str, Any]:
 
 def cost_facts(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
     """``macs``: multiply-accumulates of a run; ``macs_by_precision``; ``activation_peak_bytes``: the largest sum of
-    activations alive at once. Null where a size is not known, ``unknown_dims`` names the axes to give. Raises
-    OptionError for a name of no axis."""
+    activations alive at once. An open batch is one sample: ``assumed_dims`` says so. Null where another size is not
+    known, ``unknown_dims`` names the axes to give. Raises OptionError for a name of no axis."""
     shapes = {v.name: v.shape for v in model.graph.inputs if v.shape is not None and not v.is_initializer}
     named = {size for shape in shapes.values() for size in shape if isinstance(size, str)}
     for name in dims:
         if name not in named:
             raise OptionError(f"no input has an axis {name!r}{suggest(name, named)}")
-    given = {
-        name: tuple(dims.get(size, size) if isinstance(size, str) else size for size in shape)
-        for name, shape in shapes.items()
-    }
-    fixed = {name: [size for size in shape if isinstance(size, int)] for name, shape in given.items()}
-    sized = with_input_shapes(model, {name: sizes for name, sizes in fixed.items() if len(sizes) == len(given[name])})
+    assumed = open_batch(model, dims)
+    sized = with_symbols(model, {**assumed, **dims})
     cost, peak = model_cost(sized), peak_memory(sized.graph)
     known = not cost.unknown
     mix: Counter[str] = Counter()
@@ -106,7 +102,8 @@ def cost_facts(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
         "macs_by_precision": dict(sorted(mix.items(), key=lambda item: (-item[1], item[0]))) if known else None,
         "activation_peak_bytes": peak.bytes if not peak.unknown else None,
         "activation_peak_node": peak.node.label if peak.node is not None and not peak.unknown else None,
-        "unknown_dims": sorted(named - set(dims)),
+        "assumed_dims": assumed,
+        "unknown_dims": sorted(named - set(dims) - set(assumed)),
     }
 
 
@@ -226,12 +223,14 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _cost_text(facts: dict[str, Any]) -> list[str]:
     lines = []
+    batch = ", ".join(f"{name} = {size}" for name, size in facts["assumed_dims"].items())
+    with_batch = f" for {batch}" if batch else ""
     if facts["macs"] is not None:
         mix = ", ".join(f"{name} {count:,}" for name, count in facts["macs_by_precision"].items())
-        lines.append(f"{facts['macs']:,} multiply-accumulates{f': {mix}' if mix else ''}")
+        lines.append(f"{facts['macs']:,} multiply-accumulates{with_batch}{f': {mix}' if mix else ''}")
     if facts["activation_peak_bytes"] is not None:
         place = f" at {facts['activation_peak_node']}" if facts["activation_peak_node"] else ""
-        lines.append(f"activations need up to {_size(facts['activation_peak_bytes'])}{place}")
+        lines.append(f"activations need up to {_size(facts['activation_peak_bytes'])}{with_batch}{place}")
     if len(lines) < 2:
         names = " ".join(f"--dim {name}=1" for name in facts["unknown_dims"])
         lines.append(f"costs not all known: sizes are open{f', give {names}' if names else ''}")

@@ -6,9 +6,10 @@ A ``GraphDiff`` is a flat list of ``Change`` objects, each one thing that a revi
 How things are counted (``Summary``):
 
 - The counts are numbers of list entries, never of nodes inside an entry, except that an entry that stands for several
-  equal ones (``Change.count``: "12 nodes that only pass a value on removed") counts that often. A region that was replaced ("Mul+Add+Erf+Mul
-  -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator that computes in other numbers
-  (float to int8), whatever number of QuantizeLinear and DequantizeLinear nodes that took: those are no entries.
+  equal ones (``Change.count``: "12 nodes that only pass a value on removed") counts that often. A region that was
+  replaced ("Mul+Add+Erf+Mul -> Gelu") is one entry and counts once in ``nodes_changed``, and so does an operator that
+  computes in other numbers (float to int8), whatever number of QuantizeLinear and DequantizeLinear nodes that took:
+  those are no entries.
 - An entry that says only that scales or zero points have other values counts in ``weights_changed``: those are
   constants.
 - A constant whose content differs (values, shape or dtype) counts in ``weights_changed`` and nowhere else; one that
@@ -123,8 +124,8 @@ class Detail:
     """One aspect of a change, ready to print: ``attribute strides: [1, 1] -> [2, 2]``.
 
     ``aspect`` is one of ``op``, ``attribute``, ``operand`` (``name`` is its name in the operator's schema or its
-    index), ``result``, ``name``, ``type``, ``position``, ``metadata``, ``doc``, ``version``, ``content``, ``place`` (one
-    of the places that an entry of several stands for). None stands for "not there".
+    index), ``result``, ``name``, ``type``, ``position``, ``metadata``, ``doc``, ``version``, ``content``, ``place``
+    (one of several that an entry stands for). None stands for "not there".
     """
 
     aspect: str
@@ -334,6 +335,8 @@ class ModelFacts:
     """Multiply-accumulates of one run where the file records the shapes, bodies once; None where it records none."""
     macs_unknown: int
     """How many nodes with products are missing in ``macs`` because their shapes are not known."""
+    macs_batch: Mapping[str, int]
+    """The open batch axes, by name, that ``macs`` takes as 1: it is that of one sample."""
     precision: Mapping[str, int]
     """How many of the operators with products (Conv, MatMul, Gemm, recurrent ones ...) compute in which numbers, e.g.
     ``{"f32": 2, "u8 x s8": 51, "dynamic u8 x s8": 3, "s4 weights": 1}``, most frequent first."""
@@ -356,6 +359,7 @@ class ModelFacts:
             "bytes_by_dtype": dict(self.bytes_by_dtype),
             "macs": self.macs,
             "macs_unknown": self.macs_unknown,
+            "macs_batch": dict(self.macs_batch),
             "precision": dict(self.precision),
             "opsets": dict(self.opsets),
             "inputs": dict(self.inputs),

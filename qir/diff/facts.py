@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from qir.analysis.cost import node_cost
+from qir.analysis.cost import node_cost, open_batch, with_symbols
 from qir.diff.changes import ModelFacts
+from qir.diff.describe import MOST_INFERRED
 from qir.diff.folding import Note
 from qir.diff.view import Constant, View, all_views
 from qir.ir import Model, Node, SparseTensor, Tensor, TensorType, Value, format_type
@@ -31,6 +32,9 @@ def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
     for tensor in constants:
         bytes_by_dtype[str(tensor.dtype)] += tensor.nbytes
     macs, unknown = _macs(nodes)
+    batch: dict[str, int] = {}
+    if unknown and len(nodes) <= MOST_INFERRED and (batch := open_batch(model)):
+        macs, unknown = _macs(node for node in with_symbols(model, batch).walk() if node.op != "Constant")
     graph = model.graph
     return ModelFacts(
         nodes=len(nodes),
@@ -39,6 +43,7 @@ def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
         bytes_by_dtype=_most_first(bytes_by_dtype),
         macs=macs,
         macs_unknown=unknown,
+        macs_batch=batch,
         precision=_most_first(_precision(views)),
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         inputs={value.name: format_type(value.type) for value in graph.inputs if value.const is None},
@@ -76,7 +81,7 @@ def _constants(model: Model) -> list[Tensor]:
     return list(found.values())
 
 
-def _macs(nodes: list[Node]) -> tuple[int | None, int]:
+def _macs(nodes: Iterable[Node]) -> tuple[int | None, int]:
     total = unknown = known = 0
     for node in nodes:
         if node.op not in _PRODUCTS and node.op not in _INTEGER_PRODUCTS:

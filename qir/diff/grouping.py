@@ -41,7 +41,9 @@ def _joined(changes: list[Change]) -> Change:
         heads = [(change.new or change.old)[0] for change in changes]
         times = "twice" if len(changes) == 2 else f"{len(changes)} times"
         title = f"{first.before} -> {first.after}, {times} ({_names(heads)})"
-        details = [Detail("place", head.name, change.before, change.after) for head, change in zip(heads, changes)]
+        details = [
+            Detail("place", head.name, change.before, change.after) for head, change in zip(heads, changes, strict=True)
+        ]
     else:
         heads = [*old, *new]
         ops = ", ".join(f"{number} {op}" for op, number in Counter(ref.op for ref in heads).most_common())

@@ -306,8 +306,10 @@ def test_inspect_counts_work_memory_and_integers(work: Path, capsys: Capture) ->
     quantize("--preset", PLAIN)
     assert facts(capsys, "out.onnx")["macs_by_precision"] == {"int8": found["macs"]}
     assert facts(capsys, "out.onnx")["integers"] is None
-    unsized = facts(capsys, MODEL)
-    assert unsized["macs"] is None and unsized["unknown_dims"] == ["N"]
+    sample = facts(capsys, MODEL)
+    assert sample["assumed_dims"] == {"N": 1} and sample["unknown_dims"] == []
+    assert sample["macs"] == facts(capsys, MODEL, "--dim", "N=1")["macs"] > 0
+    assert "multiply-accumulates for N = 1" in says(capsys, "inspect", MODEL)
     assert facts(capsys, MODEL, "--dim", "N=2")["macs"] == 2 * facts(capsys, MODEL, "--dim", "N=1")["macs"]
     assert "did you mean 'N'" in error(capsys, "inspect", MODEL, "--dim", "n=2")
     assert "ort-cpu would run on integers: Conv 2" in says(capsys, "inspect", "m.onnx")

@@ -207,7 +207,8 @@ def _macs(facts: ModelFacts) -> str:
             break
         size, unit = size / 1000, f" {larger}"
     unknown = f" + {count_of(facts.macs_unknown, 'node')} of unknown shape" if facts.macs_unknown else ""
-    return (f"{facts.macs}" if not unit else f"{size:.1f}{unit}") + unknown
+    batch = f" ({', '.join(f'{name} = {size}' for name, size in facts.macs_batch.items())})" if facts.macs_batch else ""
+    return (f"{facts.macs}" if not unit else f"{size:.1f}{unit}") + batch + unknown
 
 
 def _dtypes(facts: ModelFacts) -> str:
