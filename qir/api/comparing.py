@@ -59,7 +59,8 @@ def compare(
     errors = compare_layers(ours, theirs, feeds, progress=watch)
     advice = Advice()
     if lines > 0:
-        advice = advise(errors, feeds, load_target(target), most=lines, reach_db=reach, progress=watch)
+        earlier = Recipe.open(recipe)
+        advice = advise(errors, feeds, load_target(target), most=lines, reach_db=reach, earlier=earlier, progress=watch)
     return ComparisonReport(
         reference=_name(reference),
         quantized=_name(quantized),

@@ -25,7 +25,9 @@ from qir.codegen.spool import discard_spool
 from qir.errors import DataError, OptionError, OutputError, UnsupportedError
 from qir.frontend import load
 from qir.ir import Model, Node
+from qir.passes.accuracy.correct_bias import CorrectBias
 from qir.passes.accuracy.mixed_precision import MixedPrecision
+from qir.passes.accuracy.round_weights import RoundWeights
 from qir.passes.annotation.analyze_ranges import AnalyzeRanges
 from qir.passes.annotation.placement import PlacementRecorder
 from qir.pipeline import Instrument, NoProgress, Pass, Pipeline, PipelineResult, Progress, Remark, RemarkKind
@@ -265,10 +267,18 @@ def _with_options(
             options["input_range"] = (*pass_.input_range, *input_range)
         return replace(pass_, **options) if options else pass_
 
-    adapted = [adapt(pass_) for pass_ in pipeline.passes]
+    adapted = _with_corrections([adapt(pass_) for pass_ in pipeline.passes], Recipe.open(recipe))
     if input_range and not any(isinstance(pass_, AnalyzeRanges) for pass_ in adapted):
         raise OptionError("input_range: no pass of this preset looks at ranges (analyze-ranges would)")
     return Pipeline(adapted)
+
+
+def _with_corrections(passes: list[Pass], recipe: Recipe) -> list[Pass]:
+    """The passes with those that the recipe's corrections ask for, before emission; rounding corrects biases too."""
+    first = next((i for i, one in enumerate(passes) if one.name.startswith("emit-")), len(passes))
+    if "bias" not in recipe.corrections or any(isinstance(one, CorrectBias | RoundWeights) for one in passes):
+        return passes
+    return [*passes[:first], CorrectBias(), *passes[first:]]
 
 
 def _with_threshold(pipeline: Pipeline, min_sqnr: float | None) -> Pipeline:

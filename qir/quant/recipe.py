@@ -14,6 +14,8 @@
     to = "neck_out"           # left out: up to the outputs
     precision = "float"
 
+    corrections = ["bias"]    # above all tables: the mean errors of channels are taken out of biases before emission
+
 Nodes count before regions, later tables before earlier ones; precision and method each by itself. What a recipe gives a
 precision is not searched any more.
 """
@@ -33,12 +35,13 @@ from qir.errors import OptionError, suggest
 from qir.ir import Model, Node
 from qir.quant.stretch import nodes_between
 
-__all__ = ["METHODS", "PRECISIONS", "Choice", "Method", "Precision", "Recipe", "Region"]
+__all__ = ["CORRECTIONS", "METHODS", "PRECISIONS", "Choice", "Method", "Precision", "Recipe", "Region"]
 
 Precision = Literal["float", "int8", "int8-dynamic"]
 Method = Literal["minmax", "percentile", "mse", "entropy", "moving-average"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 METHODS: tuple[Method, ...] = get_args(Method)
+CORRECTIONS = ("bias",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,11 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Regions and choices, each in order."""
+    """Regions and choices, each in order. ``corrections`` hold for all of it: ``qir.quantize`` adds their passes."""
 
     choices: tuple[Choice, ...] = ()
     regions: tuple[Region, ...] = ()
+    corrections: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, source: str | PathLike[str] | Recipe | None) -> Recipe:
@@ -105,14 +109,15 @@ class Recipe:
             content = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise OptionError(f"{origin} is no TOML: {error}") from error
-        unknown = set(content) - {"node", "region"}
+        unknown = set(content) - {"node", "region", "corrections"}
         if unknown:
             name = min(unknown)
             raise OptionError(
                 f"{origin}: unknown table {name!r}{suggest(name, ['node', 'region'])}: use [[node]] and [[region]]"
             )
         nodes = [choice for table, where in _tables(content, "node", origin) for choice in _choices(table, where)]
-        return cls(tuple(nodes), tuple(_region(table, where) for table, where in _tables(content, "region", origin)))
+        regions = tuple(_region(table, where) for table, where in _tables(content, "region", origin))
+        return cls(tuple(nodes), regions, _corrections(content.get("corrections", []), origin))
 
     def with_float(self, patterns: Iterable[str]) -> Recipe:
         """This recipe, then the patterns of nodes that stay float."""
@@ -120,11 +125,13 @@ class Recipe:
 
     def then(self, later: Recipe) -> Recipe:
         """This recipe, then another, whose choices win."""
-        return Recipe((*self.choices, *later.choices), (*self.regions, *later.regions))
+        corrections = tuple(dict.fromkeys((*self.corrections, *later.corrections)))
+        return Recipe((*self.choices, *later.choices), (*self.regions, *later.regions), corrections)
 
     def to_toml(self) -> str:
         """The file's text; ``parse`` reads it back. Neighbouring choices that say the same share a table."""
-        lines: list[str] = []
+        named = ", ".join(_quoted(name) for name in self.corrections)
+        lines = [f"corrections = [{named}]"] if self.corrections else []
         for region in self.regions:
             lines += ["", "[[region]]", *_comment(region.why)]
             lines += [f"from = {_quoted(region.start)}"] if region.start is not None else []
@@ -221,6 +228,14 @@ def _region(table: dict[str, object], where: str) -> Region:
             raise OptionError(f"{where}: {key!r} must be the name of a value, not {name!r}")
     precision, method = _precision_and_method(table, where)
     return Region(None if start is None else str(start), None if end is None else str(end), precision, where, method)
+
+
+def _corrections(said: object, origin: str) -> tuple[str, ...]:
+    names = said if isinstance(said, list) else [said]
+    for name in names:
+        if name not in CORRECTIONS:
+            raise OptionError(f"{origin}: 'corrections' must be a list of {', '.join(CORRECTIONS)}, not {name!r}")
+    return tuple(str(name) for name in names)
 
 
 def _check_keys(table: Mapping[str, object], known: tuple[str, ...], where: str) -> None:

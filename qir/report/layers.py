@@ -126,15 +126,13 @@ class ComparisonReport:
 
     def _advice(self) -> list[str]:
         if not self.advice.suggestions:
-            return ["  no single node that would gain much in float or with another range"]
+            return ["  no line that would gain much: no correction, other range, or node in float"]
         now, then = self.outputs.sqnr_min_db, self.predicted_db
         assert then is not None
         lines = [f"  advice: {now:.1f} dB -> {_promise(then)} at the worst output, by these recipe lines"]
         for one in self.advice.suggestions:
             lines.append(f"    # {one.op}: {_gain(one.gain_db)} predicted, {one.cost_percent:+.1f} % time estimated")
-            lines += [
-                f"    {line}" for line in Recipe((one.choice,)).to_toml().splitlines() if not line.startswith("#")
-            ]
+            lines += [f"    {line}" for line in one.recipe.to_toml().splitlines() if not line.startswith("#")]
         return lines
 
 
