@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from qir.diff.compare import Comparison
 from qir.diff.describe import MOST_INFERRED, Describer
 from qir.diff.facts import model_facts
 from qir.diff.folding import fold_model
+from qir.diff.functions import renamed_functions
 from qir.diff.grouping import group
 from qir.diff.pairs import metadata_details
 from qir.diff.view import Interner, View, ViewMaker, attribute_key
 from qir.errors import OptionError, suggest
 from qir.frontend.residue import absent_fields
 from qir.frontend.wire import fields
-from qir.ir import Function, Model, OpId
+from qir.ir import Function, Model, OpId, Tensor
 from qir.ops.shape_inference import infer
 
 __all__ = ["NOTES", "diff"]
@@ -65,10 +66,15 @@ def _diff(
     a: Model, b: Model, names: list[str], weights: bool, ignored: frozenset[ChangeKind], ours: list[Model]
 ) -> GraphDiff:
     intern = Interner()
-    makers = [ViewMaker(model, fold_model(model), intern) for model in (a, b)]
+    foldings = fold_model(a), fold_model(b)
+    renamed = renamed_functions(a, b, foldings, intern) if a.functions and b.functions else {}
+    makers = [ViewMaker(a, foldings[0], intern), ViewMaker(b, foldings[1], intern, renamed)]
     views = [maker.view(maker.model.graph) for maker in makers]
     functions: list[dict[OpId, View]] = [
-        {op_id: maker.view(function.graph, _scope(function)) for op_id, function in maker.model.functions.items()}
+        {
+            maker.names.get(op_id, op_id): maker.view(function.graph, _scope(function))
+            for op_id, function in maker.model.functions.items()
+        }
         for maker in makers
     ]
     comparison = Comparison(Describer(a), Describer(b), intern, weights=weights)
@@ -78,14 +84,14 @@ def _diff(
             comparison.graphs(view, other, {})
     found = [
         *comparison.interface,
-        *_function_changes(a, b),
+        *_function_changes(a, b, renamed),
         *group(comparison.nodes, comparison.passing),
         *comparison.quantized,
         *comparison.parameter_changes(),
         *comparison.weight_changes(),
-        *_opset_changes(a, b),
+        *_opset_changes(a, b, renamed),
         *_metadata_changes(a, b, comparison),
-        *_notes(a, b, comparison),
+        *_notes(a, b, comparison, renamed),
     ]
     kept = [change for change in found if change.kind not in ignored]
     changes = tuple(change for change in kept if change.kind not in NOTES)
@@ -134,33 +140,44 @@ def _only_parameters(change: Change) -> bool:
     return bool(change.details) and all(detail.aspect == "content" for detail in change.details)
 
 
-def _function_changes(a: Model, b: Model) -> Iterator[Change]:
+def _function_changes(a: Model, b: Model, renamed: Mapping[OpId, OpId]) -> Iterator[Change]:
+    others = {renamed.get(op_id, op_id): function for op_id, function in b.functions.items()}
     for op_id, function in a.functions.items():
-        other = b.functions.get(op_id)
+        other = others.get(op_id)
         name = _function_name(function)
         if other is None:
             yield Change(ChangeKind.FUNCTION_REMOVED, f"function {name} removed", _scope(function), name, None)
             continue
-        details = _signature_details(function, other)
+        details = _signature_details(function, other, _moved(renamed))
         if details:
             yield Change(
                 ChangeKind.FUNCTION_CHANGED, f"function {name}: {', '.join(d.name for d in details)}", _scope(function),
                 name, name, details=tuple(details),
             )  # fmt: skip
-    for op_id, function in b.functions.items():
+    for op_id, function in others.items():
         if op_id not in a.functions:
             name = _function_name(function)
             yield Change(ChangeKind.FUNCTION_ADDED, f"function {name} added", _scope(function), None, name)
 
 
-def _signature_details(old: Function, new: Function) -> list[Detail]:
+def _moved(renamed: Mapping[OpId, OpId]) -> set[str]:
+    """Domains of renamed functions."""
+    return {name[0] for pair in renamed.items() for name in pair}
+
+
+def _signature_details(old: Function, new: Function, moved: set[str]) -> list[Detail]:
+    """``moved``: domains whose import by one of them is that of renamed functions."""
+    imports = [
+        sorted(f"{domain} {version}" for domain, version in function.opset_imports.items() if domain not in moved)
+        for function in (old, new)
+    ]
     defaults = [{a.name: repr(attribute_key(a)) for a in function.defaults} for function in (old, new)]
     pairs = (
         ("inputs", str(len(old.graph.inputs)), str(len(new.graph.inputs))),
         ("outputs", str(len(old.graph.outputs)), str(len(new.graph.outputs))),
         ("attributes", ", ".join(sorted(old.attributes)), ", ".join(sorted(new.attributes))),
         ("defaults", str(sorted(defaults[0].items())), str(sorted(defaults[1].items()))),
-        ("imports", str(sorted(old.opset_imports.items())), str(sorted(new.opset_imports.items()))),
+        ("imports", ", ".join(imports[0]), ", ".join(imports[1])),
     )
     return [Detail("content", name, one, two) for name, one, two in pairs if one != two]
 
@@ -174,14 +191,15 @@ def _scope(function: Function) -> str:
     return f"function {_function_name(function)}"
 
 
-def _opset_changes(a: Model, b: Model) -> Iterator[Change]:
+def _opset_changes(a: Model, b: Model, renamed: Mapping[OpId, OpId]) -> Iterator[Change]:
+    moved = _moved(renamed)
     old, new = (
         {domain if domain != "ai.onnx" else "": version for domain, version in model.opset_imports.items()}
         for model in (a, b)
     )
     for domain in sorted(old.keys() | new.keys()):
         one, two = (None if domain not in side else str(side[domain]) for side in (old, new))
-        if one != two:
+        if one != two and not (domain in moved and None in (one, two)):
             name = domain or "ai.onnx"
             title = f"opset {name}: {one or 'not imported'} -> {two or 'not imported'}"
             yield Change(ChangeKind.OPSET_CHANGED, title, "", one, two, details=(Detail("version", name, one, two),))
@@ -216,7 +234,7 @@ def _said(extra: bytes | None) -> list[bytes]:
     return sorted(rest[head:end] for key, head, begin, end in fields(rest, 0, len(rest)) if end > begin and key != 0x42)
 
 
-def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
+def _notes(a: Model, b: Model, comparison: Comparison, renamed: Mapping[OpId, OpId]) -> Iterator[Change]:
     if a.ir_version != b.ir_version:
         one, two = (None if model.ir_version is None else str(model.ir_version) for model in (a, b))
         yield Change(ChangeKind.IR_VERSION_CHANGED, f"IR version {one} -> {two}", "", one, two)
@@ -232,6 +250,10 @@ def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
         said = ", ".join(f"{detail.name} {detail.before} -> {detail.after}" for detail in details)
         yield Change(ChangeKind.PRODUCER_CHANGED, said, details=tuple(details))
     yield from _respelled(comparison)
+    for new_id, old_id in renamed.items():
+        old, new = _function_name(a.functions[old_id]), _function_name(b.functions[new_id])
+        yield Change(ChangeKind.RESPELLED, f"function {old} renamed to {new}", "", old, new)
+    yield from _unused_changes(a, b)
     docs = [
         Detail("doc", what, _text(one), _text(two))
         for what, one, two in (("model", a.doc, b.doc), ("graph", a.graph.doc, b.graph.doc))
@@ -248,6 +270,25 @@ def _notes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:
             new=tuple(new for _, new in comparison.docs),
             details=tuple(docs),
         )
+
+
+def _unused_changes(a: Model, b: Model) -> Iterator[Change]:
+    """Constants that nothing reads, which one model has and the other has not."""
+    sides = [
+        Counter(
+            (value.name, value.const.nbytes if isinstance(value.const, Tensor) else 0)
+            for graph in model.graphs()
+            for value in graph.initializers
+            if not value.uses and not value.is_output and not value.is_input
+        )
+        for model in (a, b)
+    ]
+    for verb, found in (("removed", sides[0] - sides[1]), ("added", sides[1] - sides[0])):
+        if found:
+            names = ", ".join(name for name, _ in list(found)[:3]) + (", ..." if len(found) > 3 else "")
+            size = sum(size * count for (_, size), count in found.items())
+            said = f"{_count(found.total(), 'constant')} that nothing reads {verb}: {names} ({size:,} bytes)"
+            yield Change(ChangeKind.UNUSED_CHANGED, said, count=found.total())
 
 
 def _respelled(comparison: Comparison) -> Iterator[Change]:

@@ -18,7 +18,7 @@ from qir.diff.quantization import (
 )
 from qir.diff.regions import Region
 from qir.diff.sentences import say, short, types_conflict
-from qir.diff.view import CAPTURED, Constant, Slot, attribute_key
+from qir.diff.view import CAPTURED, FLATTENED, Constant, Slot, attribute_key
 from qir.ir import format_type
 from qir.ops.schema import schema_of
 
@@ -127,10 +127,12 @@ class PairComparison:
         old, new = a.attributes[x], b.attributes[y]
         for name in sorted(old.keys() | new.keys()):
             one, two = old.get(name), new.get(name)
-            if one is not None and two is not None and attribute_key(one) == attribute_key(two):
+            equal = one is not None and two is not None and attribute_key(one) == attribute_key(two)
+            if equal and (name != "axis" or a.ops[x][1] not in FLATTENED):
                 continue
             if not replaced and name == "axis" and self._same_axis(x, y):
-                self._respelled("an axis counted from the other end", x, y)
+                if not equal:
+                    self._respelled("an axis counted from the other end", x, y)
             elif not replaced or (one is not None and two is not None):
                 yield Detail("attribute", name, attribute_text(one), attribute_text(two))
         count_a, count_b = len(a.nodes[x].outputs), len(b.nodes[y].outputs)
@@ -140,17 +142,21 @@ class PairComparison:
     def _same_axis(self, x: int, y: int) -> bool:
         """``axis`` says the same counted from either end. Softmax before opset 13 flattened what follows its axis, so
         there only the last one is the same."""
-        found = []
+        found: list[tuple[int, int, bool]] = []
         for describer, view, number in ((self.owner.old, self.m.a, x), (self.owner.new, self.m.b, y)):
             node = view.nodes[number]
             source, schema = node.input(0) if node.inputs else None, schema_of(node, describer.model)
             if source is None or schema is None or (spec := schema.attributes.get("axis")) is None:
                 return False
             rank = rank_of(describer.type_of(source))
-            axis = node_axis(node, spec.default if isinstance(spec.default, int) else None, rank)
+            default = spec.default if isinstance(spec.default, int) else None
+            if rank is None and node.get("axis", default) == -1:
+                found.append((0, -1, False))
+                continue
+            axis = node_axis(node, default, rank)
             if axis is None or rank is None:
                 return False
-            flattens = node.op in ("Softmax", "LogSoftmax", "Hardmax") and schema.since_version < 13
+            flattens = node.op in FLATTENED and schema.since_version < 13
             found.append((rank, axis, flattens and axis != rank - 1))
         return found[0] == found[1]
 

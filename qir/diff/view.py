@@ -6,8 +6,9 @@ there, and what newer opsets take as an operand (``axes`` of Squeeze ...) is an 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,18 @@ from qir.diff.folding import Folding, Note, resolve
 from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, OpId, SparseTensor, Tensor, Value
 from qir.ops.schema import schema_of
 
-__all__ = ["Constant", "Content", "Interner", "Slot", "View", "ViewMaker", "all_views", "attribute_key", "content_of"]
+__all__ = [
+    "FLATTENED",
+    "Constant",
+    "Content",
+    "Interner",
+    "Slot",
+    "View",
+    "ViewMaker",
+    "all_views",
+    "attribute_key",
+    "content_of",
+]
 
 Constant = Tensor | SparseTensor
 
@@ -109,6 +121,8 @@ _BECAME_OPERANDS: dict[str, dict[str, int]] = {
 }
 
 
+FLATTENED = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
+"""Before opset 13 they flattened what follows their axis, which was another one by default."""
 _SMALL = 64
 """Bytes of a constant that is compared as it is, without a digest."""
 
@@ -127,12 +141,16 @@ _OF_KERNELS = frozenset({"K", "N", "bits", "block_size", "accuracy_level", "chan
 
 
 class ViewMaker:
-    """Makes the views of one model; the interner is shared with the other model's."""
+    """Makes the views of one model; the interner is shared with the other model's. ``names``: operators that the views
+    call otherwise, as the other model does."""
 
-    def __init__(self, model: Model, folding: Folding, intern: Interner) -> None:
+    def __init__(
+        self, model: Model, folding: Folding, intern: Interner, names: Mapping[OpId, OpId] = MappingProxyType({})
+    ) -> None:
         self.model = model
         self.folding = folding
         self.intern = intern
+        self.names = names
         self._contents: dict[int, tuple[Constant, int, int]] = {}
         self._default_keys: dict[tuple[OpId, int], dict[str, Hashable]] = {}
         self._plain: dict[OpId, tuple[OpId, int, int]] = {}
@@ -169,11 +187,12 @@ class ViewMaker:
     def _add_node(self, view: View, number: int) -> None:
         node = view.nodes[number]
         folded = self.folding.nodes.get(node) if self.folding.nodes else None
-        if folded is None and not node.attributes:
+        if folded is None and not node.attributes and node.op not in FLATTENED:
             self._add_plain(view, node)
             return
         if folded is None:
             op = node.op_id if node.domain != "ai.onnx" else ("", node.op, node.overload)
+            op = self.names.get(op, op)
             slots = self._slots(view, node)
         else:
             op, operands = folded
@@ -181,7 +200,7 @@ class ViewMaker:
         attributes: dict[str, Attribute] = {}
         bodies: dict[str, list[View]] = {}
         keys: tuple[tuple[str, Hashable], ...] = ()
-        if node.attributes:
+        if node.attributes or op[1] in FLATTENED:
             keys = self._attributes(view, node, op, attributes, slots, bodies)
         label = self.intern(("label", op, keys, _result_count(node)))
         view.ops.append(op)
@@ -200,7 +219,7 @@ class ViewMaker:
         op_id = node.op_id
         found = self._plain.get(op_id)
         if found is None or node.op in _COUNTED_RESULTS or found[0][0]:
-            op = op_id if op_id[0] != "ai.onnx" else ("", *op_id[1:])
+            op = self.names.get(op_id, op_id if op_id[0] != "ai.onnx" else ("", *op_id[1:]))
             found = op, self.intern(("op", op)), self.intern(("label", op, (), _result_count(node)))
             self._plain[op_id] = found
         op, op_key, label = found
@@ -239,7 +258,7 @@ class ViewMaker:
         """Sort the attributes of a node into what they are: attributes, operands, bodies. Returns the former's keys."""
         defaults = self._defaults(node)
         lifted = _BECAME_OPERANDS.get(op[1], {}) if op[0] == "" else {}
-        kernel = op != node.op_id
+        kernel = node in self.folding.nodes
         keys: list[tuple[str, Hashable]] = []
         for name, attribute in node.attributes.items():
             if attribute.kind in (AttrKind.GRAPH, AttrKind.GRAPHS) and attribute.value is not None:
@@ -255,6 +274,12 @@ class ViewMaker:
                 if defaults.get(name) != key:
                     attributes[name] = attribute
                     keys.append((name, key))
+        if op[1] in FLATTENED and op[0] == "" and (schema := schema_of(node, self.model)) is not None:
+            spec = schema.attributes.get("axis")
+            if "axis" not in attributes and spec is not None and isinstance(spec.default, int):
+                attributes["axis"] = node.attributes.get("axis") or Attribute.of("axis", spec.default)
+                keys.append(("axis", attribute_key(attributes["axis"])))
+            keys.append(("flattens", schema.since_version < 13))
         keys.sort()
         return tuple(keys)
 
