@@ -140,8 +140,10 @@ def opt(
     from qir.frontend import load
     from qir.pipeline.printing import IrFolder, IrPrinter
     from qir.pipeline.progress import progress_bar
+    from qir.pipeline.registry import load_target
     from qir.validation.reproducer import FailureWatch
 
+    load_target(target)  # a name that nobody knows is a mistake, whether a pass asks for it or not
     watch = FailureWatch()
     check = None
     if verify_numerics:
