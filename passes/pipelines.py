@@ -52,7 +52,7 @@ INT8_DYNAMIC = Preset(
     "Integer weights, activations quantized at run time: needs no calibration data.",
 )
 
-_THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}"]'
+_THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}",split-outliers]'
 
 INT8_BEST = Preset(
     "int8-best",
