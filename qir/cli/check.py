@@ -26,7 +26,7 @@ def check(
         typer.Option(metavar="DB", help="Exit 1 where an output is worse; by default what golden.toml expects."),
     ] = None,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose expectation in golden.toml counts: [expected.NAME].")
+        str, typer.Option(metavar="NAME", help="Whose expectation in golden.toml counts: its table expected.NAME.")
     ] = "int8",
     json: JsonFlag = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`qir demo`: quantize a bundled golden model and watch each stage."""
+"""`qir demo`: quantize a bundled golden model and watch each stage, or take it away to try other commands on."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ STAGES = {
 _ALWAYS = frozenset({"canonicalize", "fuse", "analyze-ranges", "calibrate", "quantize", "place", "emit-qdq"})
 """Stages with a line even where there was nothing to do."""
 
+FILES = {"model.onnx": "model.onnx", "calib.npz": "samples.npz", "eval.npz": "check.npz"}
+"""What ``--copy`` copies, and the names that it gets: those that the documentation uses."""
+
 _WIDTH = max(map(len, STAGES.values()))
 
 
@@ -55,11 +58,21 @@ def demo(
             "-o", "--output", metavar="FOLDER", help="Where to write the model; a temporary folder if not given."
         ),
     ] = None,
+    copy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only copy the float model and its data there: model.onnx, samples.npz (to calibrate on), "
+            "check.npz (to measure on, with labels).",
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Quantize a golden model that comes with qir, stage by stage, and print the report.
 
     Example: [bold]qir demo cnn-digits -o here/[/bold]
+
+    Example: [bold]qir demo resnet-shapes --copy .[/bold]
     """
     from qir import golden_models
 
@@ -67,6 +80,9 @@ def demo(
         _list(json)
         return
     folder = golden_models.path(name or DEFAULT)
+    if copy is not None:
+        _copy(folder, _folder(copy), json)
+        return
     target = _folder(output)
 
     from qir.api.quantizing import quantize
@@ -137,6 +153,25 @@ def _list(json: bool) -> None:
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         typer.echo(f"{row['name']:{width}}  {row['description']}")
+
+
+def _copy(folder: Path, target: Path, json: bool) -> None:
+    """Raises OutputError where one of the files is there already, with other content, or cannot be written."""
+    from qir.errors import OutputError
+
+    contents = {target / name: (folder / source).read_bytes() for source, name in FILES.items()}
+    for path, content in contents.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != content):
+            raise OutputError(f"{str(path)!r} exists already and is something else; give --copy another folder")
+    for path, content in contents.items():
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+    if json:
+        print_json({"files": [str(path) for path in contents]})
+        return
+    typer.echo(f"{folder.name}: wrote {', '.join(map(str, contents))}")
 
 
 def _folder(asked: Path | None) -> Path:

@@ -56,7 +56,7 @@ def quantize(
         typer.Option(metavar="PATTERN", help="Nodes that stay float: a name, a glob, an operator (may be repeated)."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Choices per node: [[node]] match=... precision=...")
+        Path | None, typer.Option(metavar="FILE.toml", help="Choices per node; 'qir compare --write-recipe' makes one.")
     ] = None,
     set_: Annotated[
         list[str] | None,

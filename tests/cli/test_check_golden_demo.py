@@ -25,8 +25,7 @@ TREE = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "int8.onnx"
-    small = ["partition.small-us=60"]  # else it stays float, which is faster
-    qir.quantize(FLOAT, path, calibration=GOLDEN / "calib.npz", settings=small, latency_seconds=0)
+    qir.quantize(FLOAT, path, calibration=GOLDEN / "calib.npz", latency_seconds=0)
     return str(path)
 
 
@@ -156,6 +155,22 @@ def test_demo_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == golden_models.names()
     assert main(["demo", "cnn-digit"]) == 2
     assert "'cnn-digit' (did you mean 'cnn-digits'" in capsys.readouterr().err
+
+
+def test_demo_copies_what_the_documentation_works_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "cnn-digits", "--copy", str(tmp_path / "new" / "folder")]) == 0
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()}
+    assert copied == {
+        "model.onnx": (golden_models.path("cnn-digits") / "model.onnx").read_bytes(),
+        "samples.npz": (golden_models.path("cnn-digits") / "calib.npz").read_bytes(),
+        "check.npz": (golden_models.path("cnn-digits") / "eval.npz").read_bytes(),
+    }
+    assert "samples.npz" in capsys.readouterr().out
+    (tmp_path / "model.onnx").write_bytes(b"of the user's own")
+    assert main(["demo", "cnn-digits", "--copy", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_bytes() == b"of the user's own"
+    assert main(["demo", "cnn-digits", "--copy", str(tmp_path / "model.onnx")]) == 2
 
 
 def test_demo_works_in_a_read_only_folder(tmp_path: Path) -> None:
