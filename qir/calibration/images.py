@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Images", "find_images", "image_labels", "read_image"]
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_MOST_PIXELS = 1 << 28
+"""Of a resized image: a strip one pixel wide would become as long as its file is small."""
 _CHOICES = {
     "interpolation": ("bilinear", "bicubic", "nearest"),
     "color": ("rgb", "bgr", "gray"),
@@ -129,7 +131,10 @@ def read_image(path: Path, images: Images, spec: InputSpec) -> np.ndarray:
             picture = file.convert("L" if images.color == "gray" else "RGB")
     except Exception as error:  # Pillow has many: not an image, truncated, a bomb
         raise DataError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from error
-    pixels = np.asarray(_sized(picture, images))
+    try:
+        pixels = np.asarray(_sized(picture, images))
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise DataError(f"{path}: cannot be resized as the preprocessing line says: {error}") from error
     if images.color == "bgr":
         pixels = pixels[:, :, ::-1]
     array: np.ndarray = pixels.astype(np.float32) if pixels.ndim == 3 else pixels.astype(np.float32)[:, :, None]
@@ -164,6 +169,8 @@ def _sized(picture: Image.Image, images: Images) -> Image.Image:
         # The shorter side gets the size, the longer one keeps the proportion, cut to whole pixels.
         size = images.resize[0]
         wide, high = (size, size * height // width) if width <= height else (size * width // height, size)
+        if wide * high > _MOST_PIXELS:
+            raise ValueError(f"{width} x {height} would become {wide} x {high}")
         picture = picture.resize((wide, high), method)
     if images.crop:
         high, wide = _pair(images.crop)

@@ -77,6 +77,9 @@ class NpzStack:
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as stream:
                 yield stream
+        except MemoryError as error:
+            size = self._member.file_size >> 20
+            raise DataError(f"{self._path}: '{self.name}' unpacks to {size} MB, more than fits into memory") from error
         except _DAMAGE as error:
             raise DataError(f"{self._path}: '{self.name}' cannot be read: {' '.join(str(error).split())}") from error
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import struct
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +205,84 @@ def test_a_small_file_that_asks_for_terabytes_is_not_folded(name: str, tmp_path:
         assert not out.exists()
     else:
         assert out.stat().st_size < FOLDED_AT_MOST + 3 * path.stat().st_size
+
+
+BOMBS = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from qir.calibration.data import open_data
+from qir.calibration.images import Images, read_image
+from qir.errors import DataError
+from qir.runtime.specs import InputSpec
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), used + (600 << 20)))
+try:
+    if sys.argv[1].endswith("npz"):
+        for feed in open_data(sys.argv[1], [InputSpec("x", np.dtype(np.float32), (None, None))]):
+            pass
+    else:
+        read_image(Path(sys.argv[1]), Images.parse("resize=224"), InputSpec("x", np.dtype(np.float32), None))
+except DataError as error:
+    print(error)
+"""
+
+
+def _packed_zeros(path: Path) -> None:
+    """One sample of a gigabyte that packs into a megabyte."""
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((1, 1), np.float32)) | {"shape": (1, 1 << 28)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for _ in range(1 << 10):
+                stream.write(bytes(1 << 20))
+
+
+def _promise(path: Path) -> None:
+    """An archive whose header and directory promise four gigabytes; a few bytes are there."""
+    size = (1 << 32) - 128
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((1, 1), np.float32)) | {"shape": (1, size // 4 - 32)}
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(bytes(64))
+    raw = bytearray(path.read_bytes())
+    directory = raw.index(b"PK\x01\x02")
+    raw[directory + 24 : directory + 28] = struct.pack("<I", size)
+    path.write_bytes(raw)
+
+
+def _strip(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (1, 60_000)).save(path)
+
+
+def _picture_of_a_gigapixel(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("1", (8, 8)).save(path)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">II", 60_000, 60_000)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    path.write_bytes(raw)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("packed.npz", _packed_zeros, "unpacks to 1024 MB, more than fits into memory"),
+        ("promise.npz", _promise, "ends early; the archive is damaged"),
+        ("strip.png", _strip, "1 x 60000 would become 224 x 13440000"),
+        ("gigapixel.png", _picture_of_a_gigapixel, "cannot be read as an image"),
+    ],
+)
+def test_samples_that_unpack_to_more_than_there_is(
+    tmp_path: Path, name: str, write: Callable[[Path], None], said: str
+) -> None:
+    write(tmp_path / name)
+    assert (tmp_path / name).stat().st_size < 8 << 20
+    command = [sys.executable, "-c", BOMBS, str(tmp_path / name)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout and name in done.stdout

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tools.fuzz.run import fuzz, limited_memory
-from tools.fuzz.targets import make_targets
+from tools.fuzz.targets import TARGETS, Seeds
 
 
 def main() -> int:
@@ -20,15 +20,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=None, help="stop a target after this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for inputs that break")
+    parser.add_argument("--seeds", type=Path, default=None, help="file that keeps the collected models for later runs")
     options = parser.parse_args()
-    targets = make_targets()
-    unknown = set(options.targets) - set(targets)
+    unknown = set(options.targets) - set(TARGETS)
     if unknown:
-        parser.error(f"unknown target {min(unknown)!r}: there are {', '.join(targets)}")
-    broken = 0
-    for name in options.targets or targets:
+        parser.error(f"unknown target {min(unknown)!r}: there are {', '.join(TARGETS)}")
+    broken, seeds = 0, Seeds(options.seeds)
+    for name in options.targets or TARGETS:
+        target = TARGETS[name](seeds)
         with limited_memory():
-            report = fuzz(targets[name], options.count, options.seed, options.seconds)
+            report = fuzz(target, options.count, options.seed, options.seconds)
         print(f"{name:16} {report}", flush=True)
         for number, failure in enumerate(report.failures.values()):
             options.keep.mkdir(parents=True, exist_ok=True)
