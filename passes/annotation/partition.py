@@ -38,9 +38,9 @@ class Partition(Pass):
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
     weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
-    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, at least half of the
-    weights become integers even so, where that costs least: for those who want a small model smaller. Nodes of unknown
-    shape stay as they are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
+    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there is
+    to win: at least half of the weights become integers, where that costs least. Nodes of unknown shape stay as they
+    are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -59,7 +59,7 @@ class Partition(Pass):
 
     slack: float = 0.01
     last_slack: float = 0.02
-    small_us: float = 0.0
+    small_us: float = 60.0
     recipe: str | None = None
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:

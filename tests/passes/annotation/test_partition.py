@@ -24,7 +24,7 @@ def graph(body: str, size: int = 28, symbolic: bool = False) -> Model:
     return model(f"graph g(%x: f32[{batch},64,{size},{size}]) -> (%y) {{\n{WIDE}{body}\n}}")
 
 
-def floats(source: Model, options: str = "slack=0.01") -> list[str]:
+def floats(source: Model, options: str = "small-us=0") -> list[str]:
     """Names of the results of what partition took back."""
     found = annotated(source, passes=f"{QUANTIZE},partition{{{options}}}").model
     return [n.output.name for n in found.walk() if n.kernel == "float"]
@@ -36,31 +36,31 @@ def test_a_depthwise_convolution_between_wide_ones_stays_on_integers() -> None:
 
 def test_depthwise_convolutions_among_themselves_go_back() -> None:
     lines = f"%a = Conv(%x, @v) {DEPTHWISE}\n%b = Conv(%a, @v) {DEPTHWISE}\n%y = Conv(%b, @v) {DEPTHWISE}"
-    assert floats(graph(lines), "slack=0") == ["a", "b", "y"]
+    assert floats(graph(lines), "small-us=0 slack=0") == ["a", "b", "y"]
 
 
 def test_convolutions_of_many_small_groups_go_back() -> None:
-    assert floats(graph("%a = Conv(%x, @g) {group=8, pads=[1, 1, 1, 1]}\n%y = Relu(%a)"), "slack=0") == ["a"]
+    assert floats(graph("%a = Conv(%x, @g) {group=8, pads=[1, 1, 1, 1]}\n%y = Relu(%a)"), "small-us=0 slack=0") == ["a"]
 
 
 def test_symbols_take_the_sizes_of_a_sample() -> None:
     lines = f"%a = Conv(%x, @v) {DEPTHWISE}\n%y = Relu(%a)"
-    assert floats(graph(lines, symbolic=True), "slack=0") == ["a"]
+    assert floats(graph(lines, symbolic=True), "small-us=0 slack=0") == ["a"]
 
 
-def test_tiny_models_keep_half_of_their_weights_on_integers_if_asked() -> None:
+def test_tiny_models_keep_half_of_their_weights_on_integers() -> None:
     source = model(
         "graph g(%x: f32[1,8]) -> (%y) {\n@w: f32[8,32] #01\n@v: f32[32,8] #02\n"
         "%a = MatMul(%x, @w)\n%b = Relu(%a)\n%y = MatMul(%b, @v)\n}"
     )
-    assert len(floats(source, "slack=0")) == 2
-    assert len(floats(source, "slack=0 small-us=60")) <= 1
+    assert len(floats(source, "small-us=0 slack=0")) == 2
+    assert len(floats(source, "slack=0")) <= 1
 
 
 def test_what_is_within_the_slack_stays_on_integers() -> None:
     lines = f"%a = Conv(%x, @v) {DEPTHWISE}\n%b = Relu(%a)\n%y = Conv(%b, @v) {DEPTHWISE}"
-    assert floats(graph(lines), "slack=0") == ["a", "y"]
-    assert floats(graph(lines), "slack=100") == []
+    assert floats(graph(lines), "small-us=0 slack=0") == ["a", "y"]
+    assert floats(graph(lines), "small-us=0 slack=100") == []
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -114,7 +114,7 @@ def test_the_cut_is_the_cheapest_of_all_divisions(seed: int) -> None:
     best = min(
         microseconds(dict(zip(names, sides, strict=True))) for sides in product((False, True), repeat=len(names))
     )
-    done = annotated(graph("\n".join(lines), size=8), passes=f"{QUANTIZE},partition{{slack=0}}").model
+    done = annotated(graph("\n".join(lines), size=8), passes=f"{QUANTIZE},partition{{small-us=0 slack=0}}").model
     sides = {n.output.name: n.kernel == "integer" for n in done.walk() if n.output.name in names}
     assert microseconds(sides) == pytest.approx(best, rel=1e-6)
 
