@@ -9,6 +9,7 @@ right above a block, which no renderer shows, say what is special:
     <!-- no-run: WHY -->         the block is not run
     <!-- file: NAME -->          the block is the content of a file
     <!-- exit: 1 0 -->           exit codes of the commands in it, one after the other (0 where none is given)
+    <!-- words: WHY -->          what it prints needs to have the words that are shown, not their order nor the numbers
     <!-- raises: NAME -->        the python block ends with an exception of this type
 
 ``<!-- setup``, lines of Python, ``-->`` anywhere runs these lines, for what the page's reader has already.
@@ -29,7 +30,11 @@ from pathlib import Path
 __all__ = ["Block", "Command", "blocks", "commands", "run_page"]
 
 _FENCE = re.compile(r"^ {0,3}```(?P<language>\w*)\s*\n(?P<text>.*?)^ {0,3}```\s*$", re.MULTILINE | re.DOTALL)
-_COMMENT = re.compile(r"<!--\s*(?P<key>no-run|file|exit|raises|setup)\b:?(?P<value>.*?)-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*(?P<key>no-run|file|exit|words|raises|setup)\b:?(?P<value>.*?)-->", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z]{4,}")
+_OF_THE_MACHINE = frozenset({"faster", "slower", "SLOWER", "float", "speed"})
+"""Words that a slower or faster machine would not print."""
+
 _RUN = frozenset({"python", "console", "sh", "shell", "bash", ""})
 
 
@@ -148,6 +153,11 @@ def _run_commands(block: Block, name: str, main: Callable[[list[str]], int]) -> 
             Path(command.redirected).write_text(out.getvalue())
         if command.expected is not None:
             got = err.getvalue() + out.getvalue()
+            if "words" in block.marks:
+                missing = set(_WORD.findall(command.expected)) - set(_WORD.findall(got)) - _OF_THE_MACHINE
+                assert not missing, f"{label} did not print {', '.join(sorted(missing))}, but\n{got}"
+                ran += 1
+                continue
             pattern = ".*".join(map(re.escape, command.expected.rstrip("\n").split("...")))
             assert re.fullmatch(pattern, got.rstrip("\n"), re.DOTALL), f"{label} printed\n{got}"
         ran += 1

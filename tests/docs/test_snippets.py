@@ -84,6 +84,7 @@ def test_a_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
+        ("<!-- words: x -->\n```console\n$ qir two words\nhello there 7\n```\n", "did not print there"),
         ("```python\n1 / 0\n```\n", "division by zero"),
         ("<!-- raises: KeyError -->\n```python\n1\n```\n", "no KeyError came"),
         ("```sh\nqir no\n```\n", "exit code 2, documented 0"),
