@@ -132,6 +132,14 @@ def restore(model: ModelProto, rng: random.Random) -> None:
             graph.node.insert(0, constant)
 
 
+def commute(model: ModelProto, rng: random.Random) -> None:
+    """Operands of some sums and products in the other order."""
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            if node.op_type in ("Add", "Mul", "Max") and len(node.input) == 2 and rng.random() < 0.3:
+                node.input[:] = list(node.input)[::-1]
+
+
 def reads(node: NodeProto) -> set[str]:
     """Names that a node reads, its bodies' captures included."""
     found = {name for name in node.input if name}
@@ -373,10 +381,11 @@ SINGLE: dict[str, Edit] = {
 
 
 def respelled(model: ModelProto, rng: random.Random) -> ModelProto:
-    """A copy under other names, in another order, stored in another form."""
+    """A copy under other names, in another order, stored in another form, operands of sums exchanged."""
     copy = copied(model)
     rename_inside(copy, rng)
     restore(copy, rng)
+    commute(copy, rng)
     reorder(copy, rng)
     onnx.checker.check_model(copy) if copy.ByteSize() < 1 << 24 and not copy.functions else None
     return copy
