@@ -27,8 +27,8 @@ class Smooth(Pass):
     Where something else reads a norm's result too (the residual of a post-norm transformer), ``insert`` puts one Mul
     in front of the linear layers. ``alpha`` is chosen for each link, by the noise that maxima and weights predict;
     a number fixes it. Links for which the prediction gains less than ``min-gain`` dB stay as they are.
-    ``scope`` limits the sources: ``norms``, ``linear`` or ``all``. Channels behind a Clip are scaled where the data
-    stays ``margin`` below its bound.
+    ``scope`` limits the sources: ``norms``, ``linear`` (``products``: without convolutions) or ``all``. Channels behind a
+    Clip are scaled where the data stays ``margin`` below its bound.
 
     Before::
 
@@ -46,7 +46,7 @@ class Smooth(Pass):
 
     alpha: float | None = None
     insert: bool = True
-    scope: Literal["norms", "linear", "all"] = "norms"
+    scope: Literal["norms", "linear", "products", "all"] = "norms"
     min_gain: float = 0.3
     margin: float = 0.1
     samples: int = 64
@@ -106,7 +106,15 @@ class Smooth(Pass):
         return result
 
     def _wanted(self, link: Link) -> bool:
-        return self.scope == "all" or (self.scope == "norms") == link.is_norm
+        match self.scope:
+            case "norms":
+                return link.is_norm
+            case "linear":
+                return not link.is_norm
+            case "products":
+                return link.source.op in ("MatMul", "Gemm")
+            case _:
+                return True
 
     def _choose(
         self, about: Node | Value, readers: list[Reader], least: np.ndarray | None, result: PassResult

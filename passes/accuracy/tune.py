@@ -56,7 +56,7 @@ class Tune(Pass):
     effect: ClassVar[Effect] = Effect.EXACT
     keeps_observed: ClassVar[bool] = True
 
-    prepare: tuple[str, ...] = ("smooth", "equalize", "split-outliers")
+    prepare: tuple[str, ...] = ("smooth", "smooth{scope=products}", "equalize", "split-outliers")
     calibrate: tuple[str, ...] = (
         "calibrate",
         "calibrate{method=mse}",

@@ -127,6 +127,13 @@ def test_a_linear_layer_before_is_asked_for() -> None:
     assert not run(source)[1].changed
     done, report = run(source, Smooth(scope="linear"))
     assert report.statistics == {"folded": 1} and spread_of(done, "r") < spread_of(source, "r") / 3
+    assert run(source, Smooth(scope="products"))[1].statistics == {"folded": 1}
+
+
+def test_products_leave_convolutions_alone() -> None:
+    inputs, constants, nodes = CHAINS["depthwise"]
+    source = uneven(model(f"graph g({inputs}) -> (%y) {{\n{constants}\n{nodes}\n}}"))
+    assert not run(source, Smooth(alpha=0.5, scope="products", min_gain=-100))[1].changed
 
 
 @pytest.mark.parametrize("name", CHAINS)
