@@ -16,6 +16,7 @@ __all__ = [
     "Simplifier",
     "feeder",
     "is_quantized",
+    "keeps_order",
     "list_operand",
     "pass_through",
     "replace_value",
@@ -75,6 +76,16 @@ def feeder(value: Value | None, *ops: str) -> Node | None:
 
 def is_quantized(value: Value | None) -> bool:
     return value is not None and value.quant is not None
+
+
+def keeps_order(node: Node) -> bool:
+    """A transpose that moves only axes of size 1 leaves the elements in their order."""
+    source, perm = node.input(0), node.get("perm")
+    shape = None if source is None else source.shape
+    if shape is None:
+        return False
+    moved = [axis for axis in perm or reversed(range(len(shape))) if shape[axis] != 1]
+    return moved == sorted(moved)
 
 
 def list_operand(node: Node, name: str, index: int, since: int, scope: Scope) -> tuple[int, ...] | None:

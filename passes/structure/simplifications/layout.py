@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qir.ir import Dim, Node, Tensor, Value
+from qir.ir import Dim, Node, Tensor, TensorType, Value
 from qir.passes.structure.folding.sizes import reshape_target
 from qir.passes.structure.simplifications.common import (
     Scope,
     feeder,
     is_quantized,
+    keeps_order,
     list_operand,
     pass_through,
     replace_value,
@@ -30,16 +31,6 @@ _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 # Reshapes
 
 
-def _keeps_order(node: Node) -> bool:
-    """A transpose that moves only axes of size 1 leaves the elements in their order."""
-    source, perm = node.input(0), node.get("perm")
-    shape = None if source is None else source.shape
-    if shape is None:
-        return False
-    moved = [axis for axis in perm or reversed(range(len(shape))) if shape[axis] != 1]
-    return moved == sorted(moved)
-
-
 @_rule("reshape-chain", *_RESHAPES)
 def _reshape_chain(node: Node, scope: Scope) -> bool:
     """Unsqueeze(Reshape(x)) -> Reshape(x): elements keep their order, so only the last shape counts."""
@@ -47,10 +38,11 @@ def _reshape_chain(node: Node, scope: Scope) -> bool:
     inner = feeder(source, *_RESHAPES, "Transpose")
     if inner is None or source is None or scope.opset < 5 or is_quantized(source) or is_quantized(node.output):
         return False
-    if inner.op == "Transpose" and not _keeps_order(inner):
+    if inner.op == "Transpose" and not keeps_order(inner):
         return False
-    if inner.op == node.op == "Unsqueeze":
-        return False  # two in a row around a mask are what runtimes know attention by
+    is_open = not isinstance(source.type, TensorType) or not source.type.is_static
+    if inner.op == node.op == "Unsqueeze" and is_open:
+        return False  # two in a row around a mask are what runtimes know attention by, while sizes are open
     if node.op == "Reshape" and inner.op != "Transpose" and ints_of(node.input(1)) is not None:
         return False  # the plain rule for reshapes has tried
     origin, shape = inner.input(0), node.output.shape
