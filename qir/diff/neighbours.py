@@ -65,9 +65,9 @@ class GraphMatch:
                 return False
         return True
 
-    def orient(self, x: int) -> None:
+    def orient(self, x: int, *, final: bool = False) -> None:
         """Exchange the operands of ``b``'s node in the view where it is commutative and they correspond the other way
-        round; ``turned`` remembers."""
+        round; ``turned`` remembers. ``final``: what is not matched now was added or removed."""
         a, b, y = self.a, self.b, self.forward[x]
         (a0, a1), (b0, b1) = a.slots[x], b.slots[y]
         made_a, made_b = a.values[a0.value], b.values[b0.value]
@@ -80,7 +80,11 @@ class GraphMatch:
         ):
             return  # the quick answer for most
         straight = self._likeness(a0.value, b0.value) + self._likeness(a1.value, b1.value)
-        if straight == 4 or straight >= self._likeness(a0.value, b1.value) + self._likeness(a1.value, b0.value):
+        crossed = self._likeness(a0.value, b1.value) + self._likeness(a1.value, b0.value)
+        if final and straight < 4:
+            straight += 8 * (explained(self, a0.value, b0.value) + explained(self, a1.value, b1.value))
+            crossed += 8 * (explained(self, a0.value, b1.value) + explained(self, a1.value, b0.value))
+        if straight >= crossed:
             return
         b.slots[y] = [b1._replace(index=0), b0._replace(index=1)]
         self.turned ^= {y}
@@ -90,7 +94,7 @@ class GraphMatch:
         free_a, free_b = self.a.free, self.b.free
         for x, y in enumerate(self.forward):
             if y >= 0 and free_a[x] and free_b[y]:
-                self.orient(x)
+                self.orient(x, final=True)
 
     def _likeness(self, va: int, vb: int) -> int:
         """2 for operands that correspond, 1 for constants of other contents."""

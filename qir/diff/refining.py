@@ -38,8 +38,9 @@ def refine(m: GraphMatch) -> None:
         suspects = [*bad, *touched]
 
 
-def _unexplained(m: GraphMatch, x: int) -> Iterator[tuple[int, int]]:
-    """(value of a, value of b) of the operands of a pair that do not correspond."""
+def _unexplained(m: GraphMatch, x: int, *, both: bool = False) -> Iterator[tuple[int, int]]:
+    """(value of a, value of b) of the operands of a pair that do not correspond; of a commutative one in the order that
+    explains more, or in ``both``."""
     y = m.forward[x]
     if m.a.free[x] and m.b.free[y]:
         (one, two), (other_one, other_two) = ([slot.value for slot in s] for s in (m.a.slots[x], m.b.slots[y]))
@@ -47,7 +48,8 @@ def _unexplained(m: GraphMatch, x: int) -> Iterator[tuple[int, int]]:
             [pair for pair in pairs if not explained(m, *pair)]
             for pairs in (((one, other_one), (two, other_two)), ((one, other_two), (two, other_one)))
         )
-        yield from straight if len(straight) <= len(crossed) else crossed
+        if straight and crossed:
+            yield from straight + crossed if both else min(straight, crossed, key=len)
         return
     others = {slot.index: slot.value for slot in m.b.slots[y]}
     for slot in m.a.slots[x]:
@@ -61,7 +63,7 @@ def _improve(m: GraphMatch, x: int) -> set[int]:
     helps."""
     if m.forward[x] < 0:
         return set()
-    for va, vb in list(_unexplained(m, x)):
+    for va, vb in list(_unexplained(m, x, both=True)):
         best: tuple[float, Move] | None = None
         made = m.a.values[va].producer, m.b.values[vb].producer
         for move in (*_moves(m, *made), *_exchanges(m, x, made[0])):
