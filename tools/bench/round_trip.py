@@ -4,7 +4,9 @@
 
 Each is emitted in each spelling. A step is a 255th of the range of an output over the samples; "on" and
 "off" are the runtime's optimisations. QDQ with optimisations off computes in floats, integer operators compute in
-integers (and saturate where the processor does), so that corner compares two machines, not two models.
+integers (and saturate where the processor does), so that corner compares two machines, not two models. What such a
+difference means, the column "nudged" says: how far the original's own outputs move, optimisations off, when one number
+of its input moves by a 255th of that input's range.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--plain", action="store_true", help="optimisations off as well")
     chosen = parser.parse_args(arguments)
-    print("| model | not lifted | " + " | ".join(EMISSIONS) + " |\n|---|---|" + "---|" * len(EMISSIONS))
+    heads = ["model", "not lifted", *EMISSIONS, *(["nudged"] if chosen.plain else [])]
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for text in chosen.models:
         path, _, data = text.partition("=")
         print(_row(path, data, chosen.samples, chosen.plain), flush=True)
@@ -51,6 +54,8 @@ def _row(path: str, data: str, count: int, plain: bool) -> str:
         return f"| {name} | {str(error).splitlines()[0][:90]} |" + " |" * len(EMISSIONS)
     missed = sum(remark.kind is RemarkKind.MISSED for remark in lifted.remarks)
     cells = [_cell(source, lifted.model, passes, feeds, plain) for passes in EMISSIONS.values()]
+    if plain:
+        cells.append(f"{_nudged_steps(to_bytes(source), feeds):.2f}")
     return f"| {name} | {missed} | " + " | ".join(cells) + " |"
 
 
@@ -66,7 +71,29 @@ def _cell(source: Model, lifted: Model, passes: str, feeds: list[Any], plain: bo
 def _steps(a: bytes, b: bytes, feeds: list[Any], config: SessionConfig) -> float:
     """The largest difference of a float output."""
     runners = OrtRunner(a, config), OrtRunner(b, config)
-    pairs = [(runners[0].run(feed), runners[1].run(feed)) for feed in feeds]
+    return _apart([(runners[0].run(feed), runners[1].run(feed)) for feed in feeds])
+
+
+def _nudged_steps(model: bytes, feeds: list[Any]) -> float:
+    """The same between a model and itself, a number in the middle of a float input moved by a step."""
+    runner = OrtRunner(model, PLAIN)
+    before = [runner.run(feed) for feed in feeds]
+    worst = 0.0
+    for name, array in feeds[0].items():
+        if array.dtype.kind == "f":
+            worst = max(
+                worst, _apart([(a, runner.run(_nudge(feed, name))) for a, feed in zip(before, feeds, strict=True)])
+            )
+    return worst
+
+
+def _nudge(feed: Any, name: str) -> dict[str, np.ndarray]:
+    moved = np.array(feed[name])
+    moved.reshape(-1)[moved.size // 2] += (moved.max() - moved.min()) / 255
+    return {**feed, name: moved}
+
+
+def _apart(pairs: list[tuple[Any, Any]]) -> float:
     worst = 0.0
     for name, array in pairs[0][0].items():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
