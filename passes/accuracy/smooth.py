@@ -27,8 +27,8 @@ class Smooth(Pass):
     Where something else reads a norm's result too (the residual of a post-norm transformer), ``insert`` puts one Mul
     in front of the linear layers. ``alpha`` is chosen for each link, by the noise that maxima and weights predict;
     a number fixes it. Links for which the prediction gains less than ``min-gain`` dB stay as they are.
-    ``scope`` limits the sources: ``norms``, ``linear`` (``products``: without convolutions) or ``all``. Channels behind a
-    Clip are scaled where the data stays ``margin`` below its bound.
+    ``scope`` limits the sources: ``norms``, ``linear`` (``products``: without convolutions) or ``all``. Channels behind
+    a Clip are scaled where the data stays ``margin`` below its bound.
 
     Before::
 
