@@ -4,6 +4,7 @@
     python tools/bench/int8.py --rss [--models NAME...]
     python tools/bench/int8.py --frontier [--models NAME...] [--svg FOLDER]
     python tools/bench/int8.py --audit [--models NAME...]
+    python tools/bench/int8.py --ablation [--models NAME...]
 
 Every model is quantized by `qir quantize` in a process of its own, on 64 samples. Accuracy is against the float model
 on evaluation samples; speed is float over quantized, medians of interleaved runs on one thread; cost is the command's
@@ -12,7 +13,8 @@ the same files and times its models against qir's as well. Rows of ../shared/zoo
 accuracy and speed are listed below the table; they come from another machine, so their speeds are a hint only.
 Instead of that table `--rss` prints the peak memory of the command for 16 and for 256 samples, `--frontier` what
 `--effort` and `--min-sqnr` reach of accuracy and speed, plotted with the peers, `--audit` what the runtime left in
-float of each model and why. Exit 1 when qir fails on a model, or something in float has no reason.
+float of each model and why, `--ablation` what single passes give. Exit 1 when qir fails on a model, or something in
+float has no reason.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ RSS_MODELS = ["mobilenetv2-cifar10head", "minilm-l6-sts"]
 RSS_SAMPLES = (16, 256)
 RSS_MARGIN = 0.10
 FRONTIER_MODELS = ["minilm-l6-sts", "mobilenetv2-cifar10head", "silero-vad", "stories260k-llama"]
+ABLATION_SAMPLES = (48, 50)
 EFFORTS = ("fast", "balanced", "best")
 SEEN_DB = 70.0
 """From here on nothing was quantized."""
@@ -325,6 +328,7 @@ def main() -> int:
     parser.add_argument("--frontier", action="store_true", help="accuracy against speed by effort and threshold")
     parser.add_argument("--svg", type=Path, default=Path("."), metavar="FOLDER", help="where --frontier puts its plots")
     parser.add_argument("--audit", action="store_true", help="what stays float in the runtime, and why")
+    parser.add_argument("--ablation", action="store_true", help="what each preparation and threshold method gives")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
     parser.add_argument("--folder", type=Path, help="keep samples and models here (default: a temporary folder)")
     options = parser.parse_args()
@@ -348,6 +352,10 @@ def main() -> int:
             from tools.bench.int8_audit import audit_table
 
             results = audit_table({name: zoo.load(name, CALIBRATION_SAMPLES, 1)[:2] for name in names})
+        elif options.ablation:
+            from tools.bench.int8_ablation import ablation_table
+
+            results = ablation_table({name: zoo.load(name, *ABLATION_SAMPLES)[:3] for name in names})
         else:
             results = accuracy_table(zoo, names, folder, options)
     if options.json is not None:
