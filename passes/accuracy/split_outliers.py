@@ -153,7 +153,8 @@ def _split(value: Value, readers: Sequence[tuple[Layer, Value]], channels: np.nd
     masked, source, factor = _masked(value, nodes, channels)
     index = add_constant(first, channels.astype(np.int64), f"{value.name}_outlier_channels")
     types = [TensorType(DType.FLOAT, (*value.shape[:-1], int(channels.size)))]
-    picked = graph.insert_before(first, "Gather", [source, index], attributes={"axis": -1}, types=types, source=[first])
+    from_ = [] if value.producer is None else [value.producer]
+    picked = graph.insert_before(first, "Gather", [source, index], attributes={"axis": -1}, types=types, source=from_)
     for layer, result in readers:
         rows = layer.weight[0][:, channels, 0].T * factor[:, None]
         keep = np.ones(layer.inputs)
@@ -166,8 +167,9 @@ def _split(value: Value, readers: Sequence[tuple[Layer, Value]], channels: np.nd
         weight = add_constant(maker, rows.astype(np.float32), f"{layer.node.label}_outliers")
         inputs = [picked.output, weight]
         product = graph.insert_after(maker, "MatMul", inputs, types=[result.type], source=[layer.node])
-        product.kernel = "float"
         total = graph.insert_after(product, "Add", [result, product.output], types=[result.type], source=[layer.node])
+        # A recipe that wants the layer on integers does not mean these, which stand for it too.
+        product.kernel = total.kernel = "float"
         result.replace_all_uses(total.output, lambda use, total=total: use.node is not total)
 
 
@@ -193,5 +195,6 @@ def _masked(value: Value, nodes: Sequence[Node], channels: np.ndarray) -> tuple[
     graph, first = nodes[0].graph, nodes[0]
     assert graph is not None
     constant = add_constant(first, mask, f"{value.name}_mask")
-    product = graph.insert_before(first, "Mul", [value, constant], types=[value.type], source=[first])
+    from_ = [] if maker is None else [maker]
+    product = graph.insert_before(first, "Mul", [value, constant], types=[value.type], source=from_)
     return product.output, value, np.ones(len(channels))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from qir.errors import DataError
 from qir.ir import Model, Tensor
 from qir.passes.accuracy.split_outliers import SplitOutliers
+from qir.passes.annotation.placement import placement
+from qir.passes.annotation.quantize import Quantize
 from qir.pipeline import PassContext, PassReport, Pipeline, RemarkKind
 from tests.passes.int8 import emit, feeds, model, node
 from tests.passes.support import assert_close, outputs
@@ -126,11 +130,23 @@ def test_samples_are_needed() -> None:
         SplitOutliers(min_weights=1).run(graph(FEED_FORWARD), PassContext())
 
 
-def test_quantize_leaves_the_small_product_in_float() -> None:
+def test_quantize_leaves_the_small_product_and_the_sum_in_float() -> None:
     result = emit(
         graph(FEED_FORWARD), passes="split-outliers{min-weights=1},analyze-ranges,calibrate,quantize,emit-qdq"
     )
-    said = [
-        one.message for one in result.result.remarks if one.pass_name == "quantize" and "before this one" in one.message
-    ]
-    assert len(said) == 1 and "MatMul stays float" in said[0]
+    remarks = [one for one in result.result.remarks if one.pass_name == "quantize" and "before this one" in one.message]
+    assert [one.message.split()[0] for one in remarks] == ["MatMul"]
+
+
+def test_a_recipe_made_of_the_placement_gives_it_again() -> None:
+    source = graph(FEED_FORWARD)
+    for one in source.walk():
+        one.name = f"{one.op}-{one.output.name}"
+    passes = "split-outliers{min-weights=1},analyze-ranges,calibrate,quantize"
+    data = feeds(source, 8)
+    first = Pipeline.parse(passes).run(source, calibration=data, reference=source).model
+    pipeline = Pipeline.parse(passes)
+    recipe = placement(first).to_toml()
+    chosen = [replace(one, recipe=recipe) if isinstance(one, Quantize) else one for one in pipeline.passes]
+    again = Pipeline(chosen).run(source, calibration=data, reference=source).model
+    assert [one.kernel for one in again.walk()] == [one.kernel for one in first.walk()]
