@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from qir.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +62,17 @@ class Repository:
         return self.run("git", *arguments, code=code)
 
     def qir(self, *arguments: str, code: int = 0) -> str:
-        return self.run(sys.executable, "-m", "qir", *arguments, code=code)
+        """The command in this process, which is quicker than one of its own; git starts real ones for models."""
+        said = io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            found = main(list(arguments))
+        assert found == code, (arguments, found, said.getvalue())
+        return said.getvalue()
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")
