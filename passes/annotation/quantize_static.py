@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -37,8 +37,9 @@ _HUGE = 1e30
 @dataclass(frozen=True)
 class QuantizeStatic(Pass):
     """Annotate the operands of convolutions and matrix products with static types: ``activation`` per tensor,
-    ``weight`` symmetric with a scale an output channel. No rule of the target is asked: this is for types that it only
-    emulates, to try them or to hand the file to a runtime that has kernels.
+    ``weight`` symmetric with a scale an output channel, or one for all where the target takes no other. No further
+    rule of the target is asked: this is for types that it only emulates, to try them or to hand the file to a runtime
+    that has kernels.
 
     Integers: asymmetric if unsigned; biases become s32. Floats: the scale brings the largest magnitude to the largest
     number of the type, zero point 0; biases stay float. For ort-cpu, which mistakes
@@ -70,7 +71,7 @@ class QuantizeStatic(Pass):
         return True
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        """Raises DataError without calibration samples."""
+        """Raises DataError without calibration samples, OptionError for an unknown target."""
         if ctx.calibration is None:
             raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
         result = PassResult()
@@ -86,7 +87,8 @@ class QuantizeStatic(Pass):
         ranges = {value: choose_range(methods.get(value, "minmax"), one)[1] for value, one in found.items()}
         types = {value: self._activation_type(one) for value, one in ranges.items()}
         on_cpu = ctx.target.startswith("ort-cpu")
-        native = self._native(load_target(ctx.target)) if on_cpu else None
+        target = load_target(ctx.target)
+        native = self._native(target) if on_cpu else None
         # onnxruntime 1.31 moves and fuses float codes as if they were integers: it drops a Relu before a quantizer of
         # zero point 0, and refuses the integer operators that it makes.
         blocked = on_cpu and DType.from_text(self.activation).is_float
@@ -96,7 +98,7 @@ class QuantizeStatic(Pass):
             if missing:
                 result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
                 continue
-            self._annotate(node, types, native, result)
+            self._annotate(node, types, target, native, result)
             if blocked:
                 _raise_barriers(node, self._data(node), barriers)
             result.count(node.op)
@@ -156,7 +158,12 @@ class QuantizeStatic(Pass):
         return [use for use in uses if use is not None and use.value.dtype is DType.FLOAT]
 
     def _annotate(
-        self, node: Node, types: dict[Value, StaticQuant | None], native: Target | None, result: PassResult
+        self,
+        node: Node,
+        types: dict[Value, StaticQuant | None],
+        target: Target,
+        native: Target | None,
+        result: PassResult,
     ) -> None:
         for use in self._data(node):
             tensor = use.value.tensor
@@ -164,7 +171,7 @@ class QuantizeStatic(Pass):
                 use.quant = types[use.value] or use.quant
             elif tensor is not None and node.op in _LINEAR and use.index == 1:
                 if native is None or node.op == "ConvTranspose" or (node.op != "Conv" and len(tensor.shape) != 2):
-                    use.quant = self._weight_type(node, tensor.numpy())
+                    use.quant = self._weight_type(node, tensor.numpy(), target)
                 else:
                     use.quant = weight_type(node, tensor, native)
             elif tensor is not None and tensor.size:
@@ -184,12 +191,14 @@ class QuantizeStatic(Pass):
         if not (isinstance(x, StaticQuant) and isinstance(w, StaticQuant) and w.dtype.is_integer):
             return
         numbers = bias.value.tensor.numpy().reshape(-1)
-        if w.axis is None or numbers.size != len(w.scale) or (node.op == "Gemm" and node.get("beta", 1.0) != 1.0):
+        channels = numbers.size if w.axis is None else len(w.scale)
+        if numbers.size != channels or (node.op == "Gemm" and node.get("beta", 1.0) != 1.0):
             return
         scale = bias_safe_scale(w.scale_array(), numbers, x.scale[0])
         if (scale > w.scale_array()).any():
             result.remarks.append(self.note(node, "weight scales raised so that the bias fits 32 bits"))
-        weight.quant = StaticQuant.per_axis(w.dtype, scale, w.axis)
+        scales = scale.max(keepdims=True) if w.axis is None else scale
+        weight.quant = replace(w, scale=tuple(scales.astype(np.float32).tolist()))
         bias.quant = DerivedQuant(0, 1)
 
     def _activation_type(self, range_: Interval) -> StaticQuant | None:
@@ -201,10 +210,11 @@ class QuantizeStatic(Pass):
             return activation_quant(bounds, dtype, symmetric=dtype.is_signed)
         return StaticQuant.per_tensor(dtype, max(bounds.magnitude, SMALLEST_SCALE) / float_format(dtype).largest)
 
-    def _weight_type(self, node: Node, weight: np.ndarray) -> StaticQuant:
+    def _weight_type(self, node: Node, weight: np.ndarray, target: Target) -> StaticQuant:
         dtype = DType.from_text(self.weight)
-        grouped = node.op == "ConvTranspose" and node.get("group", 1) != 1
-        axis = None if grouped or weight.ndim < 2 else weight.ndim - 1 if node.op == "MatMul" else weight_axis(node)
+        whole = node.op in target.per_tensor_weights or weight.ndim < 2
+        whole = whole or (node.op == "ConvTranspose" and node.get("group", 1) != 1)
+        axis = None if whole else weight.ndim - 1 if node.op == "MatMul" else weight_axis(node)
         if dtype.is_integer:
             return weight_quant(weight, axis, dtype)
         largest = np.maximum(channel_magnitude(weight, axis), SMALLEST_SCALE)

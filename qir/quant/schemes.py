@@ -65,12 +65,23 @@ def activation_quant(
     return StaticQuant(dtype, (scale,), (zero,))
 
 
+_SIGNED = {
+    DType.UINT4: (DType.INT4, 1 << 3),
+    DType.UINT8: (DType.INT8, 1 << 7),
+    DType.UINT16: (DType.INT16, 1 << 15),
+}
+
+
 def weight_quant(
     w: np.ndarray, axis: int | None, dtype: DType = DType.INT8, *, reduce_range: bool = False
 ) -> StaticQuant:
-    """Symmetric parameters of a weight: one scale, or one an index of ``axis``. See ``weight_scale``."""
-    scale = weight_scale(w, axis, dtype, reduce_range=reduce_range)
-    return StaticQuant(dtype, tuple(np.atleast_1d(scale).tolist()), (0,), None if axis is None else axis % w.ndim)
+    """Symmetric parameters of a weight: one scale, or one an index of ``axis``. See ``weight_scale``.
+
+    Codes of an unsigned type are those of the signed one, moved: the zero point is the middle of the type.
+    """
+    signed, zero = _SIGNED.get(dtype, (dtype, 0))
+    scale = weight_scale(w, axis, signed, reduce_range=reduce_range)
+    return StaticQuant(dtype, tuple(np.atleast_1d(scale).tolist()), (zero,), None if axis is None else axis % w.ndim)
 
 
 def weight_scale(

@@ -11,8 +11,10 @@ from qir.codegen import to_bytes
 from qir.errors import DataError
 from qir.ir import DType, Model, StaticQuant, Tensor
 from qir.pipeline import Pipeline, PipelineResult
+from qir.pipeline.registry import load_target
 from qir.quant.arithmetic import fake_quantize
 from qir.runtime.session import PLAIN, OrtRunner
+from qir.targets.lint import lint
 from qir.validation.metrics import sqnr_db
 from tests.passes.int8 import feeds, model, types
 
@@ -77,7 +79,9 @@ def test_the_numbers_are_those_of_the_reference_arithmetic(name: str) -> None:
     weight = name if name.startswith("f8") else "s8"
     source = model("graph net(%x: f32[N,24]) -> (%y) { @w: f32[24,10] #1 %y = MatMul(%x, @w) }", opset=21)
     options = f"activation={name} weight={weight}"
-    annotated = Pipeline.parse(f"quantize-static{{{options}}}").run(source, calibration=feeds(source), target="other")
+    annotated = Pipeline.parse(f"quantize-static{{{options}}}").run(
+        source, calibration=feeds(source), target="tensorrt"
+    )
     x_type, w_type = types(annotated.model, "MatMul")
     assert isinstance(x_type, StaticQuant) and isinstance(w_type, StaticQuant)
     assert (x_type.dtype.text, w_type.dtype.text, w_type.axis) == (name, weight, 1)
@@ -99,7 +103,7 @@ def test_scales_reach_the_largest_number() -> None:
 
 
 def test_other_targets_get_plain_qdq() -> None:
-    _, result = run(NET, "", target="other")
+    _, result = run(NET, "", target="tensorrt")
     ops = Counter(node.op for node in result.model.walk())
     assert ops["Max"] == 0 and ops["QuantizeLinear"] == 3 and ops["DequantizeLinear"] == 6
     assert not any("emulated" in remark.message for remark in result.remarks)
@@ -112,6 +116,22 @@ def test_a_clean_relu_stays_beside_fp8() -> None:
     """onnxruntime takes a quantizer of zero point 0 for one that starts at 0, and drops the Relu before it."""
     source, result = run(NET, "")
     assert sqnr_db(outputs(source), outputs(result.model)) > 18
+
+
+@pytest.mark.parametrize("weight", ["s8", "u8"])
+def test_a_target_of_one_scale_a_weight_gets_one_and_biases_follow(weight: str) -> None:
+    source = model(NET.replace("f32[N,", "f32[1,"), opset=21)
+    options = f"quantize-static{{activation=u16 weight={weight} results=true}}"
+    result = Pipeline.parse(options).run(source, calibration=feeds(source, 8), target="qnn-htp")
+    gemm, conv = types(result.model, "Gemm")[1], types(result.model, "Conv")[1]
+    assert isinstance(gemm, StaticQuant) and isinstance(conv, StaticQuant)
+    assert gemm.axis is None and conv.axis == 0
+    made = Pipeline.parse("emit-qdq").run(result.model).model
+    rules = {one.rule for one in lint(made, load_target("qnn-htp"))}
+    assert rules == (
+        set() if weight == "s8" else {"symmetric-channels"}
+    )  # of the convolutions: their zero point is 128
+    assert sqnr_db(outputs(source), outputs(made, plain=True)) > 25
 
 
 def test_biases() -> None:
