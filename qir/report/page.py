@@ -10,7 +10,7 @@ from qir.diff.changes import GraphDiff
 from qir.diff.render.wording import headline, sections
 from qir.pipeline import Remark, RemarkKind
 from qir.report.charts import grid_chart, layer_chart, range_chart
-from qir.report.quantization import RANDOM_WARNING, QuantizationReport
+from qir.report.quantization import NOISE, RANDOM_WARNING, QuantizationReport, speed_in_words
 from qir.targets.audit import Island
 from qir.validation.layers import Grid, Layer, LayerErrors
 
@@ -162,9 +162,9 @@ def _cards(report: QuantizationReport) -> list[Card]:
         cards.append(
             Card(
                 "latency",
-                f"{one.ratio:.2f}x {'faster' if one.ratio >= 1 else 'of float: slower'}",
+                f"{one.ratio:.2f}x {speed_in_words(one.ratio)}",
                 f"{one.a_ms:.3f} to {one.b_ms:.3f} ms, 95 % interval {one.low:.2f} to {one.high:.2f}",
-                "good" if one.low >= 1 else "bad" if one.high < 1 else "",
+                "good" if one.ratio >= 1 else "bad" if one.ratio < 1 - NOISE else "",
             )
         )
     return cards

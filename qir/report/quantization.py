@@ -15,10 +15,14 @@ from qir.report.check import output_lines, task_lines
 from qir.runtime.latency import LatencyComparison
 from qir.validation.metrics import Comparison, finite_db
 
-__all__ = ["RANDOM_WARNING", "QuantizationReport"]
+__all__ = ["NOISE", "RANDOM_WARNING", "QuantizationReport", "speed_in_words"]
 
 _SHOWN_REMARKS = 12
-_NO_INTEGERS = "they would be slower than float here; '--preset int8-weights' makes the file smaller at float's speed"
+_INSTEAD = "'--preset int8-weights' makes the file smaller at float's speed"
+_POOR = 10.0
+"""Decibels below which an output has little to do with the float model's."""
+NOISE = 0.02
+"""Ratios of latency nearer to 1 than this are no difference that a reader should act on."""
 RANDOM_WARNING = "RANDOM DATA: ranges and accuracy mean nothing for real inputs; do not ship this model"
 
 
@@ -153,7 +157,7 @@ class QuantizationReport:
             f"  size      {_bytes(self.size_before)} -> {_bytes(self.size_after)}  ({ratio:.2f}x smaller)",
         ]
         if self.latency is not None:
-            verdict = "faster" if self.latency.ratio >= 1 else "of float's speed: SLOWER"
+            verdict = speed_in_words(self.latency.ratio)
             lines.append(
                 f"  latency   {self.latency.a_ms:.3f} -> {self.latency.b_ms:.3f} ms, one thread  "
                 f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to "
@@ -172,6 +176,11 @@ class QuantizationReport:
             return []
         lines = [*output_lines(self.accuracy, self.accuracy_plain), *task_lines(self.accuracy)]
         worst = self.sqnr_min_db
+        if worst is not None and worst < _POOR:
+            lines.append(
+                f"    POOR: below {_POOR:g} dB it is another model. 'qir ranges' says whether the samples are right, "
+                "'qir compare' which nodes do it"
+            )
         if self.min_sqnr is not None and worst is not None:
             verdict = "reached" if worst >= self.min_sqnr else "NOT REACHED"
             lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: the worst output has {worst:.2f} dB")
@@ -183,7 +192,8 @@ class QuantizationReport:
     def _execution(self) -> list[str]:
         integer = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_integer.items())
         heavy = ", ".join(f"{count} {op.rpartition('::')[2]}" for op, count in self.executed_float.items())
-        nothing = f"none: {_NO_INTEGERS}" if self.stays_float else "none"
+        asked = "" if self.min_sqnr is None else f", or miss {self.min_sqnr:g} dB"
+        nothing = f"none: they would be slower than float here{asked}; {_INSTEAD}" if self.stays_float else "none"
         lines = [f"  integers  {integer or nothing}", f"  float     {heavy or 'nothing heavy'}"]
         for name, quant in self.integer_io.items():
             scale, zero = quant.scale[0], quant.zero_point[0]
@@ -234,3 +244,10 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
+
+
+def speed_in_words(ratio: float) -> str:
+    """What follows ``1.23x``."""
+    if abs(ratio - 1) < NOISE:
+        return "as fast"
+    return "faster" if ratio > 1 else "of float's speed: SLOWER"

@@ -1,0 +1,49 @@
+"""What the report says in words about speed, poor results and models that stay float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qir
+from qir import golden_models
+from qir.report.quantization import speed_in_words
+
+SHAPES = golden_models.path("resnet-shapes")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(1.3, "faster"), (1.004, "as fast"), (0.996, "as fast"), (0.9, "of float's speed: SLOWER")],
+)
+def test_a_difference_that_is_noise_is_none(ratio: float, words: str) -> None:
+    assert speed_in_words(ratio) == words
+
+
+def test_a_poor_result_says_so_and_what_to_look_at(tmp_path: Path) -> None:
+    images = np.load(SHAPES / "calib.npz")["image"] * 255  # the model takes 0 to 1
+    report = qir.quantize(
+        SHAPES / "model.onnx",
+        tmp_path / "out.onnx",
+        calibration={"image": images},
+        golden=SHAPES / "eval.npz",
+        preset="int8-fast",
+        latency_seconds=0,
+    )
+    assert report.sqnr_min_db is not None and report.sqnr_min_db < 10
+    assert "POOR: below 10 dB" in str(report) and "qir compare" in str(report) and "qir ranges" in str(report)
+
+
+def test_a_model_that_stays_float_for_its_threshold_says_so(tmp_path: Path) -> None:
+    report = qir.quantize(
+        SHAPES / "model.onnx",
+        tmp_path / "out.onnx",
+        calibration=SHAPES / "calib.npz",
+        golden=SHAPES / "eval.npz",
+        min_sqnr=90,
+        latency_seconds=0,
+    )
+    assert not report.executed_integer
+    assert "or miss 90 dB" in str(report)
