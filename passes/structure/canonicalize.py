@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from qir.ir import Attribute, AttrKind, Graph, Model, Node, Tensor, TensorType, UseQuantMarker, Value
+from qir.ops.schema import schema_of
 from qir.passes.structure.simplifications import SIMPLIFIED, Scope, simplify
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
@@ -25,6 +26,9 @@ from qir.rewriting.edits import (
 
 __all__ = ["Canonicalize"]
 
+_TOLD_BY_OUTPUTS = frozenset(("BatchNormalization", "Dropout"))
+"""Ops that train or not depending on how many results they have, in some versions."""
+
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
@@ -34,9 +38,10 @@ class Canonicalize(Pass):
     that change nothing, x + 0, x * 1 and the like, chains of reshapes (and squeezes, unsqueezes, flattens), of
     transposes or of casts but for one, slices and splits of what was just concatenated and the reverse, expansions
     that broadcasting does anyway, initial states of zeros, Clip and Relu whose bounds the proved range never reaches,
-    what is done twice to no effect, nodes that compute what another computes already, duplicate constants, dead nodes
-    and unused initializers. Constant nodes become initializers. An initializer that is listed as an input too stops
-    being one (``keep_inputs`` leaves it, and then it is no constant: the caller of the model may override it).
+    what is done twice to no effect, nodes that compute what another computes already, duplicate constants, dead nodes,
+    optional results that nobody reads and unused initializers. Constant nodes become initializers. An initializer that
+    is listed as an input too stops being one (``keep_inputs`` leaves it, and then it is no constant: the caller of the
+    model may override it).
 
     One linear walk; a second run changes nothing. Names of graph inputs and outputs stay.
 
@@ -72,6 +77,7 @@ class Canonicalize(Pass):
         for root in roots:
             if erased := erase_dead(root):
                 result.count("dead-node", erased)
+            cleaner.drop_outputs(root)
         cleaner.remove_unused_initializers()
         result.changed = bool(result.statistics)
         return result
@@ -126,6 +132,25 @@ class _Cleaner:
                 self._eliminate(node, alike, earlier)
             for body in node.bodies:
                 self.clean(body)
+
+    def drop_outputs(self, root: Graph) -> None:
+        """Leave out the optional results that nobody reads, so that no runtime computes them."""
+        for node in root.walk():
+            outputs = node.outputs
+            if len(outputs) < 2 or not is_standard(node) or node.op in _TOLD_BY_OUTPUTS:
+                continue
+            for index in reversed(range(len(outputs))):
+                value = outputs[index]
+                if not value.name or value.uses or value.quant is not None or not self._is_optional(node, index):
+                    continue
+                if self.numbering.allow("unused-output", node):
+                    node.drop_output(index)
+                    self.result.count("unused-output")
+
+    def _is_optional(self, node: Node, index: int) -> bool:
+        schema = schema_of(node, self.model)
+        formal = None if schema is None else schema.output(index)
+        return formal is not None and formal.optional
 
     def remove_unused_initializers(self) -> None:
         for graph in self.model.graphs():

@@ -253,7 +253,7 @@ def _annotation_fields(graph: Graph, verbatim: list[bytes], values: list[Value])
 def _is_listed(value: Value) -> bool:
     """Still there, or an entry that never belonged to a value of the graph."""
     if value._producer is not None:
-        return value._producer._graph is not None
+        return value._producer._graph is not None and value._name != ""
     return value._graph is None or value._linked or value.is_input
 
 

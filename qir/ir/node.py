@@ -153,6 +153,24 @@ class Node(Linked):
         self._outputs = (*self._outputs, value)
         return value
 
+    def drop_output(self, index: int) -> None:
+        """Leave an optional result out: it loses its name, and its place where no named one follows.
+
+        Raises ValueError while it has uses.
+        """
+        value = self._outputs[index]
+        if value._uses._count:
+            raise ValueError(f"output {value.name!r} of {self.label!r} is used, it cannot be dropped")
+        value.name = ""
+        kept = self._outputs
+        while kept and not kept[-1]._name:
+            kept = kept[:-1]
+        if len(kept) < len(self._outputs):
+            journal = self._state.journal
+            if journal is not None:
+                journal.record(self, "outputs", setattr, self, "_outputs", self._outputs)
+            self._outputs = kept
+
     def input(self, index: int) -> Value | None:
         """The operand, None where it is missing or beyond the end."""
         use = self.use(index)

@@ -8,12 +8,15 @@ import onnx
 import onnx.parser
 import pytest
 
+from qir.codegen import export_model, to_bytes
 from qir.frontend import import_model
 from qir.ir import Interval, Model
 from qir.ir.printer import print_model
+from qir.ir.verifier import verify
 from qir.ops.shape_inference import infer
 from qir.passes.structure.canonicalize import Canonicalize
 from qir.pipeline.contract import PassContext
+from qir.runtime.session import OrtRunner
 from tests.passes.support import apply, assert_close, becomes, ir, onnx_text, outputs, stays
 
 PASS = Canonicalize()
@@ -325,5 +328,48 @@ def test_undo_restores_the_graph() -> None:
     before = print_model(model)
     model.begin("canonicalize")
     assert PASS.run(model, PassContext()).changed
+    model.rollback()
+    assert print_model(model) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "left", "opset"),
+    [
+        ("%y, %i = MaxPool(%x) {kernel_shape=[2, 2]}", 1, 17),
+        ("%y, %m, %s = LayerNormalization(%x, @g)", 1, 17),
+        ("%y, %m, %s = LayerNormalization(%x, @g)\n%z = Neg(%m)", 2, 17),
+        ("%u, %y, %c = LSTM(%r, @w, @v) {hidden_size=2}", 2, 17),
+        ("%y, %i = TopK(%x, @k)", 2, 17),  # not optional
+        ("%y, %a, %b, %c, %d = BatchNormalization(%x, @g, @g, @g, @g)", 5, 9),  # with one result it would not train
+    ],
+)
+def test_optional_results_that_nobody_reads(line: str, left: int, opset: int) -> None:
+    model = ir(
+        f"""graph g(%x: f32[1,2,2,2], %r: f32[3,1,2]) -> (%y{", %z" if "%z" in line else ""}) {{
+          @g: f32[2] = [1, 2] @k: s64[1] = [1] @w: f32[1,8,2] #1 @v: f32[1,8,2] #2
+          {line}
+        }}""",
+        opset,
+    )
+    types = [value.type for value in model.graph.outputs]
+    apply(Canonicalize(), model)
+    node = model.graph.nodes.first
+    assert node is not None and len(node.outputs) == left
+    assert [bool(value.name) for value in node.outputs] == ([False, True] if node.op == "LSTM" else [True] * left)
+    infer(model)
+    verify(model)
+    assert [value.type for value in model.graph.outputs] == types
+    if opset > 9:
+        OrtRunner(to_bytes(model))
+
+
+def test_a_dropped_result_comes_back_when_the_pass_is_undone() -> None:
+    model = ir("graph g(%x: f32[1,2,4,4]) -> (%y) { %y, %i = MaxPool(%x) {kernel_shape=[2, 2]} }")
+    model.graph.recorded_types[next(model.walk()).outputs[1]] = None
+    before = print_model(model)
+    model.begin("canonicalize")
+    assert Canonicalize().run(model, PassContext()).statistics == {"unused-output": 1}
+    exported = export_model(model).graph
+    assert list(exported.node[0].output) == ["y"] and not exported.value_info
     model.rollback()
     assert print_model(model) == before
