@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,16 +14,20 @@ from qir.calibration.collect import collect
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.calibration.statistics import MinMax
+from qir.codegen.spool import Spool
 from qir.errors import UnsupportedError
 from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, Tensor, TensorType, Use, Value
 from qir.passes.floats.half_plan import MASK, READS_ANY_TYPE, HalfPlan, plan_half
+from qir.pipeline import Pipeline
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.floats import float_format, relative_loss
 from qir.quant.recipe import Recipe
 
 __all__ = ["ConvertFloat"]
 
+_Narrow = Callable[[Tensor, DType], Tensor]
 _DTYPES = {"f16": DType.FLOAT16, "bf16": DType.BFLOAT16}
+_SMALL = 256
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
@@ -35,7 +42,9 @@ class ConvertFloat(Pass):
     interfaces of bodies stay as they are, and so do the model's inputs and outputs with ``keep-io``.
 
     ``form=storage`` leaves the computation alone and stores constants of at least ``min-size`` numbers in 16 bits,
-    which a Cast widens when the model is loaded: half the size at float32's speed and nearly its accuracy.
+    which a Cast widens when the model is loaded: half the size at float32's speed and nearly its accuracy. With
+    ``file`` constants go there one by one, so that memory depends on the largest only; a journal beside it lets
+    interrupted work go on.
 
     Before::
 
@@ -57,18 +66,26 @@ class ConvertFloat(Pass):
     keep_float: tuple[str, ...] = ()
     min_size: int = 256
     """Of constants in form ``storage``."""
+    file: str | None = None
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises UnsupportedError where the model's opset lacks the type, OutputError for the file."""
+        if self.file is None:
+            return self._convert(model, ctx, _narrow)
+        with Spool(Path(self.file), {"pass": str(Pipeline([replace(self, file=None)]))}) as spool:
+            return self._convert(model, ctx, partial(_narrow_into, spool))
+
+    def _convert(self, model: Model, ctx: PassContext, narrow: _Narrow) -> PassResult:
         result = PassResult()
         dtype = _DTYPES[self.dtype]
         keep = Recipe().with_float(self.keep_float).resolve(model)
         if self.form == "storage":
             if dtype is DType.BFLOAT16 and (model.opset() or 0) < 13:
                 raise UnsupportedError(f"bf16 needs opset 13, the model has {model.opset()}: run 'convert-opset' first")
-            self._store(model, dtype, result)
+            self._store(model, dtype, narrow, result)
         else:
             plan = plan_half(model, dtype, self._seen(model, ctx), keep, keep_io=self.keep_io)
-            _Converter(plan, self.keep_io, result).convert()
+            _Converter(plan, self.keep_io, narrow, result).convert()
             for node, reason in plan.reasons.items():
                 result.remarks.append(self.missed(node, f"{node.op} stays float32: {reason}"))
             if ctx.target.startswith("ort-cpu"):
@@ -90,7 +107,7 @@ class ConvertFloat(Pass):
         found: dict[Value, MinMax] = collect(model, values, feeds, progress=ctx.progress)
         return {value: one.interval.magnitude for value, one in found.items() if not one.interval.is_empty}
 
-    def _store(self, model: Model, dtype: DType, result: PassResult) -> None:
+    def _store(self, model: Model, dtype: DType, narrow: _Narrow, result: PassResult) -> None:
         limit = 16 * float_format(dtype).epsilon ** 2 / 12
         for graph in model.graph.graphs():
             first = graph.nodes.first
@@ -98,12 +115,11 @@ class ConvertFloat(Pass):
                 tensor = value.tensor
                 if tensor is None or tensor.dtype is not DType.FLOAT or tensor.size < self.min_size or value.is_output:
                     continue
-                array = tensor.numpy()
                 # Masks are clamped, so their size says nothing.
-                if relative_loss(np.where(np.abs(array) < MASK, array, 0), dtype) > limit:
+                if relative_loss(tensor.numpy(), dtype, below=MASK) > limit:
                     result.remarks.append(self.missed(value, f"stays float32: its numbers do not fit {dtype}"))
                     continue
-                stored = graph.add_initializer(f"{value.name}_{dtype}", _narrow(tensor, dtype))
+                stored = graph.add_initializer(f"{value.name}_{dtype}", narrow(tensor, dtype))
                 node = graph.add_node(
                     "Cast",
                     [stored],
@@ -129,8 +145,9 @@ def _emulated(dtype: DType) -> str:
 class _Converter:
     """Carries a plan out: types first, then constants, then casts where two types meet."""
 
-    def __init__(self, plan: HalfPlan, keep_io: bool, result: PassResult) -> None:
+    def __init__(self, plan: HalfPlan, keep_io: bool, narrow: _Narrow, result: PassResult) -> None:
         self.plan = plan
+        self.narrow = narrow
         self.dtype = plan.dtype
         self.keep_io = keep_io
         self.result = result
@@ -180,7 +197,7 @@ class _Converter:
 
     def _constant(self, value: Value, wanted: set[Use]) -> None:
         assert isinstance(value.const, Tensor) and value.graph is not None
-        narrow = _narrow(value.const, self.dtype)
+        narrow = self.narrow(value.const, self.dtype)
         readers = [use for use in value.uses if use in wanted]
         if len(readers) == len(value.uses) and not value.is_input:
             value.const = narrow
@@ -228,3 +245,14 @@ def _narrow(tensor: Tensor, dtype: DType) -> Tensor:
     beyond = np.isfinite(array) & (np.abs(array) > largest)
     clamped = np.where(beyond, np.copysign(np.float32(largest / 2), array), array)
     return Tensor.of(clamped.astype(dtype.numpy), dtype, tensor.name)
+
+
+def _narrow_into(spool: Spool, tensor: Tensor, dtype: DType) -> Tensor:
+    """The same in a data file, unless an earlier run has put it there; what is small stays in the model."""
+    if tensor.size < _SMALL:
+        return _narrow(tensor, dtype)
+    done = spool.begin(f"{tensor.digest().hex()} {dtype}")
+    stored = spool.put(_narrow(tensor, dtype) if done is None else tensor)
+    spool.end({})
+    tensor.release()
+    return stored

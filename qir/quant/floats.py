@@ -18,6 +18,9 @@ from qir.ir import DType
 __all__ = ["FloatFormat", "float_format", "relative_loss", "round_float"]
 
 
+_PIECE = 1 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class FloatFormat:
     """``mantissa``: stored fraction bits; ``bias`` of the exponent; ``largest`` finite number."""
@@ -99,13 +102,16 @@ def round_float(x: np.ndarray, dtype: DType, *, saturate: bool = False) -> np.nd
     return np.asarray(result)
 
 
-def relative_loss(x: np.ndarray, dtype: DType) -> float:
-    """Energy of the rounding error over that of the finite numbers themselves; inf where one of them overflows."""
-    numbers = np.asarray(x, np.float32).astype(np.float64).reshape(-1)
-    numbers = numbers[np.isfinite(numbers)]
-    energy = float(np.square(numbers).sum())
-    if energy == 0:
-        return 0.0
-    with np.errstate(over="ignore"):
-        error = numbers - numbers.astype(dtype.numpy).astype(np.float64)
-    return float(np.square(error).sum()) / energy if np.isfinite(error).all() else math.inf
+def relative_loss(x: np.ndarray, dtype: DType, below: float = math.inf) -> float:
+    """Energy of the rounding error over that of the numbers of magnitude less than ``below``; inf where one of them
+    overflows. Temporaries are small."""
+    flat = np.asarray(x).reshape(-1)
+    energy = lost = 0.0
+    for start in range(0, flat.size, _PIECE):
+        numbers = flat[start : start + _PIECE].astype(np.float32).astype(np.float64)
+        numbers = numbers[np.abs(numbers) < below]
+        with np.errstate(over="ignore"):
+            error = numbers - numbers.astype(dtype.numpy).astype(np.float64)
+        energy += float(np.square(numbers).sum())
+        lost += float(np.square(error).sum()) if np.isfinite(error).all() else math.inf
+    return lost / energy if energy else 0.0

@@ -115,6 +115,35 @@ def test_quantize_streams_what_is_large_and_cleans_up(
     assert run(tmp_path / "out.onnx").shape == (2, 3, 48)
 
 
+@pytest.mark.parametrize("preset", ["fp16-weights", "bf16", "fp16"])
+def test_16_bits_stream_to_the_same_bytes(
+    source: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    from qir.api import quantizing
+    from qir.api.streaming import streams
+
+    qir.quantize(tmp_path / "m.onnx", tmp_path / "whole.onnx", preset=preset)
+    monkeypatch.setattr(quantizing, "streams", lambda pipeline, model: streams(pipeline, model, 1))
+    report = qir.quantize(tmp_path / "m.onnx", tmp_path / "out.onnx", preset=preset)
+    assert "file=" in report.compilation.pipeline
+    assert not list(tmp_path.glob("*.partial*"))
+    np.testing.assert_array_equal(run(tmp_path / "out.onnx"), run(tmp_path / "whole.onnx"))
+
+
+def test_narrowing_goes_on_where_it_was(source: Model, tmp_path: Path) -> None:
+    """What is in the file is taken from there: its bytes are not written again."""
+    text = f"convert-float{{form=storage file={json.dumps(str(tmp_path / 's'))}}}"
+    Pipeline.parse(text).run(source)
+    before = (tmp_path / "s.journal").read_text().splitlines()
+    assert len(before) == 1 + 3  # what is done, and three weights
+    (tmp_path / "s.journal").write_text("\n".join(before[:2]) + "\n")  # as if it had been stopped after the first
+    made = Pipeline.parse(text).run(source).model
+    assert (tmp_path / "s.journal").read_text().splitlines() == before
+    save(made, tmp_path / "a.onnx")
+    save(Pipeline.parse("convert-float{form=storage}").run(source).model, tmp_path / "b.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "a.onnx"), run(tmp_path / "b.onnx"))
+
+
 def test_only_what_looks_at_no_samples_streams(source: Model, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="rounding=gptq is not for it"):
         stream(source, tmp_path / "s", weights="quantize-weights{rounding=gptq}")
