@@ -24,7 +24,7 @@ from qir.frontend.wire import fields
 from qir.ir import Function, Model, OpId, Tensor
 from qir.ops.shape_inference import infer
 
-__all__ = ["NOTES", "diff"]
+__all__ = ["NOTES", "diff", "diff_own"]
 
 NOTES = frozenset(
     {
@@ -60,6 +60,12 @@ def diff(
             names.append(name)
         ours = [model for model, given in zip(models, (old, new), strict=True) if not isinstance(given, Model)]
         return _diff(models[0], models[1], names, weights, ignored, ours)
+
+
+def diff_own(old: Model, new: Model, names: tuple[str, str]) -> GraphDiff:
+    """``diff`` of models that the caller made for it: types are inferred in them, for the facts."""
+    with _collector_off():
+        return _diff(old, new, list(names), True, frozenset(), [old, new])
 
 
 def _diff(

@@ -241,13 +241,16 @@ class PairComparison:
     def _changed(self, x: int, y: int, details: list[Detail], change: QuantizationChange | None) -> Change:
         m, owner = self.m, self.owner
         old, new = owner.old.ref(m.a, x), owner.new.ref(m.b, y)
-        said = "; ".join(say(detail) for detail in details[:3])
-        more = f"; {len(details) - 3} more" if len(details) > 3 else ""
+        told = [detail for detail in details if detail.aspect != "op"]  # the title begins with the operators
+        said = [say(detail) for detail in told[:3]]
+        if len(told) > 3:
+            said.append(f"{len(told) - 3} more")
         if change is not None:
-            more += f"; {change.before.text} -> {change.after.text}"
+            said.append(f"{change.before.text} -> {change.after.text}")
+        tail = f": {'; '.join(said)}" if said else ""
         return Change(
             ChangeKind.NODE_CHANGED,
-            f"{new.op if old.op == new.op else f'{old.op} -> {new.op}'} {new.name}: {said}{more}",
+            f"{new.op if old.op == new.op else f'{old.op} -> {new.op}'} {new.name}{tail}",
             m.a.where,
             owner.old.text(m.a, x),
             owner.new.text(m.b, y),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qir.diff.changes import GraphDiff
-from qir.diff.differ import diff
+from qir.diff.differ import diff, diff_own
 from qir.diff.git.settings import run_git
 from qir.diff.render.text import to_text
 from qir.errors import ModelError, QirError
@@ -104,9 +104,7 @@ def _compare(old: Path, new: Path, name: str) -> tuple[GraphDiff, bool]:
     if old_stubs != new_stubs:
         before, after = load(old, external_stubs=True), load(new, external_stubs=True)
     stubs = old_stubs or new_stubs
-    found = diff(before, after)
-    before_name, after_name = replace(found.before, name=f"a/{name}"), replace(found.after, name=f"b/{name}")
-    return replace(found, before=before_name, after=after_name), stubs
+    return diff_own(before, after, (f"a/{name}", f"b/{name}")), stubs
 
 
 def _load(path: Path) -> tuple[Model, bool]:

@@ -66,11 +66,13 @@ def to_markdown(
 
 
 def _facts(diff: GraphDiff) -> Iterator[str]:
+    rows = [row for row in fact_rows(diff) if not row.same]
+    if not rows:
+        return
     yield "| | before | after |"
     yield "|---|---|---|"
-    for row in fact_rows(diff):
-        before, after = _cell(row.before), _cell(row.after)
-        yield f"| {row.name} | {before} | {after if row.same else f'**{after}**'} |"
+    for row in rows:
+        yield f"| {row.name} | {_cell(row.before)} | {_cell(row.after)} |"
 
 
 def _entries(section: Section, most: int, budget: int) -> tuple[list[str], int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from qir.diff.changes import Change, GraphDiff
+from qir.diff.changes import Change, ChangeKind, GraphDiff
 from qir.diff.render.wording import (
     SIGNS,
     Section,
@@ -24,6 +25,8 @@ __all__ = ["to_text"]
 
 _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 _INDENT = "      "
+_MANY_WEIGHTS = 12
+"""Changed weights, beyond which each has one line."""
 _PLACES = 3
 """Of an entry that stands for several, how many are named."""
 
@@ -45,17 +48,20 @@ def _page(console: Console, diff: GraphDiff, max_changes: int | None) -> None:
     if diff.identical and not diff.notes:
         console.print(headline(diff), soft_wrap=True)
         return
-    console.print(f"{diff.before.name} -> {diff.after.name}", style="bold", soft_wrap=True)
+    names = f"{diff.before.name} -> {diff.after.name}"
+    said = headline(diff)
+    apart = len(names) + 2 + len(said) > console.width
+    console.print(f"{names}:{chr(10) if apart else ' '}{said}", style="bold", soft_wrap=not apart)
     if not diff.identical:
+        console.print()
         _facts(console, diff)
-    console.print()
-    console.print(headline(diff), style="bold", soft_wrap=True)
+    brief = len(diff.of_kind(ChangeKind.WEIGHT_CHANGED)) > _MANY_WEIGHTS
     left = len(diff.changes) if max_changes is None else max_changes
     hidden = max(len(diff.changes) - left, 0)
     for section in sections(diff):
         shown = section.changes[:left]
         if shown:
-            _section(console, Section(section.title, shown))
+            _section(console, Section(section.title, shown), brief)
         left -= len(shown)
     if hidden:
         console.print(f"\n{count_of(hidden, 'more change')} not shown.")
@@ -78,13 +84,14 @@ def _facts(console: Console, diff: GraphDiff) -> None:
     console.print(table)
 
 
-def _section(console: Console, section: Section) -> None:
+def _section(console: Console, section: Section, brief: bool = False) -> None:
     console.print(f"\n{section.title}", style="bold", soft_wrap=True)
     for change in section.changes:
-        _entry(console, change)
+        _entry(console, change, brief)
 
 
-def _entry(console: Console, change: Change) -> None:
+def _entry(console: Console, change: Change, brief: bool) -> None:
+    """``brief``: of a weight's statistics one line."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -98,5 +105,5 @@ def _entry(console: Console, change: Change) -> None:
     for line in detail_lines(change, _PLACES):
         console.print(Padding(Text(line), (0, 0, 0, len(_INDENT))))
     if change.weight is not None and change.weight.stats is not None:
-        for line in weight_lines(change.weight.stats):
+        for line in islice(weight_lines(change.weight.stats), 1 if brief else None):
             console.print(Padding(Text(line, style="dim"), (0, 0, 0, len(_INDENT))))

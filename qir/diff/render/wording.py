@@ -81,7 +81,7 @@ def counts(summary: Summary) -> list[str]:
         _verb(summary.outputs_changed, "output", "changed"),
         _verb(summary.nodes_added, "node", "added"),
         _verb(summary.nodes_removed, "node", "removed"),
-        _verb(summary.nodes_changed, "node", "changed"),
+        _verb(summary.nodes_changed, "node", "changed") + _of_these(summary),
         _verb(summary.weights_changed, "weight", "changed"),
         _verb(summary.types_changed, "type", "changed"),
         _verb(summary.functions_changed, "function", "changed"),
@@ -89,6 +89,14 @@ def counts(summary: Summary) -> list[str]:
         _verb(summary.metadata_changed, "metadata entry", "changed"),
     ]
     return [part for part in parts if part]
+
+
+def _of_these(summary: Summary) -> str:
+    """Which of the changed nodes were rewritten and which compute in other numbers."""
+    regions, quantized = summary.regions_replaced, summary.quantization_changed
+    parts = [count_of(regions, "region") + " replaced"] * bool(regions)
+    parts += [f"{quantized:,} in other numbers"] * bool(quantized)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def count_of(number: int, noun: str) -> str:
