@@ -64,8 +64,11 @@ def correct_biases(model: Model, feeds: Feeds, ctx: PassContext) -> int:
     """Correct the biases of an annotated model in place; the number of layers that were."""
     layers = [layer for layer in integer_layers(model) if layer.bias_owner is not None]
     expected = float_means(model, layers, feeds)
+    ctx.progress.start("correcting biases", len(layers))
     for step in visit_layers(model, layers, feeds, lambda copy: EmitQdq().run(copy, ctx), inputs=False):
         correct_bias(step, expected[step.layer.result])
+        ctx.progress.advance()
+    ctx.progress.finish()
     return len(layers)
 
 

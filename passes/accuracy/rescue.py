@@ -73,6 +73,7 @@ class Rescue(Pass):
         pinned = Recipe.open(self.recipe).pinned(model, ctx.reference)
         ranking = [(value, own) for value, own in _rank(model, feeds) if pinned.isdisjoint(_holders(value))]
         step = 1
+        ctx.progress.start("taking back the worst values", None)
         while sqnr < self.min_sqnr and ranking:
             for value, own in ranking[:step]:
                 for node in _float_value(value):
@@ -88,6 +89,8 @@ class Rescue(Pass):
             step *= 2
             result.changed = True
             sqnr = evaluator.score(model)
+            ctx.progress.advance()
+        ctx.progress.finish()
         result.count("sqnr_db", sqnr)
         return result
 

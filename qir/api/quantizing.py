@@ -379,13 +379,17 @@ def _measure(
             return measured
         with runnable(source) as float_model:
             golden_set, kind = _check_set(golden, held_out, calibration, float_model, images)
-            watch.start("validating", None)
+            watch.start("validating", golden_set.inputs.count)
             runners = [float_view(OrtRunner(int_model, config)) for config in (_recommended(target), PLAIN)]
-            measured.accuracy, measured.plain = check_all_against(golden_set, runners, OrtRunner(float_model), metric)
+            measured.accuracy, measured.plain = check_all_against(
+                golden_set, runners, OrtRunner(float_model), metric, watch.advance
+            )
             watch.finish()
             measured.on = f"{measured.accuracy.samples} {kind}"
             if target.runs_here:
+                watch.start("timing both models", None)
                 measured.latency = _latency(float_model, int_model, golden_set, latency_seconds, quantized, target)
+                watch.finish()
             else:
                 measured.on += f"; computed by onnxruntime in place of {target.name}, which is not here"
     return measured

@@ -1,4 +1,8 @@
-"""A progress bar on the terminal (rich), told by passes and by the pipeline."""
+"""A progress bar on the terminal (rich), told by passes and by the pipeline.
+
+A stage that knows how many steps it has shows the time that is left, from the rate of its own last steps; one that does
+not shows a spinner and the time that has passed. So does the line of all passes, whose steps are not alike.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,41 @@ def progress_bar(stream: TextIO) -> Iterator[tuple[Progress, list[Instrument]]]:
         yield NoProgress(), []
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _time_column(),
+    )
     with RichProgress(*columns, console=Console(file=stream), transient=True) as drawn:
         bar = ProgressBar(drawn)
         yield bar, [bar]
+
+
+def _time_column() -> rich.progress.ProgressColumn:
+    """`0:12 left` for a loop whose rate is known, else the time that has passed."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class TimeColumn(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            left = task.time_remaining if task.fields.get("alike") and task.completed else None
+            if left is not None:
+                return Text(f"{_clock(left)} left", style="progress.remaining")
+            return Text(_clock(task.elapsed or 0), style="progress.elapsed")
+
+    return TimeColumn()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class ProgressBar(Instrument):
@@ -60,7 +92,7 @@ class ProgressBar(Instrument):
     # Progress
 
     def start(self, label: str, total: int | None) -> None:
-        self._work.append(self._drawn.add_task(f"  {label}", total=total))
+        self._work.append(self._drawn.add_task(f"  {label}", total=total, alike=total is not None))
 
     def advance(self, steps: int = 1) -> None:
         if self._work:

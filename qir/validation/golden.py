@@ -127,9 +127,14 @@ def check_against(
 
 
 def check_all_against(
-    golden: GoldenSet, models: Sequence[Runner], reference: Runner | None = None, metric: Metric | None = None
+    golden: GoldenSet,
+    models: Sequence[Runner],
+    reference: Runner | None = None,
+    metric: Metric | None = None,
+    on_sample: Callable[[], None] | None = None,
 ) -> list[Comparison]:
-    """`check_against` for several models; the reference runs once a sample for all of them. `metric` needs labels."""
+    """`check_against` for several models; the reference runs once a sample for all of them. `metric` needs labels.
+    ``on_sample`` is called after each sample."""
     if metric is not None and golden.inputs.labels is None:
         raise DataError(f"{golden.name}: holds no labels, which the metric {metric.name!r} needs: add a key 'labels'")
     if golden.expected:
@@ -148,6 +153,8 @@ def check_all_against(
         for model, taken, comparison in zip(models, takes, comparisons, strict=True):
             got = model.run({name: value for name, value in case.feed.items() if name in taken})
             comparison.add(wanted, got, case.label)
+        if on_sample is not None:
+            on_sample()
     return comparisons
 
 
