@@ -14,6 +14,7 @@ from qir.passes.structure.folding import shape_values
 from qir.passes.structure.folding.branches import inline_branch
 from qir.passes.structure.folding.estimate import FOLDABLE, QUANTIZERS, Size, Unknown, elements, result_sizes
 from qir.passes.structure.folding.evaluate import evaluate
+from qir.passes.structure.folding.loops import unroll
 from qir.passes.structure.folding.sizes import constant_operand
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.rewriting import Numbering
@@ -32,7 +33,8 @@ class FoldConstants(Pass):
 
     Shape arithmetic on known and partly known shapes folds too, also where sizes are open: a Reshape copies an axis (0)
     or works it out (-1), an Expand or Slice that would keep an axis says so, and sizes that have the same name in the
-    types are computed once. An If whose condition is known becomes the branch it takes. QuantizeLinear and
+    types are computed once. An If whose condition is known becomes the branch it takes, a Loop that runs once,
+    or only on constants, or has at most ``unroll`` nodes in all its iterations, becomes these. QuantizeLinear and
     DequantizeLinear stay, so integer weights stay integers. Values are computed by onnxruntime's kernels without
     optimisations. Nothing is computed whose result would pass both ``max_bytes`` and the size of its operands, nor more
     than ``max_growth`` bytes in all beyond the operands' sizes; the size is worked out beforehand, so a small file that
@@ -60,6 +62,10 @@ class FoldConstants(Pass):
     """Fold QuantizeLinear and DequantizeLinear too, which turns integer weights into float ones."""
     max_growth: int = 64 << 20
     """How many bytes results may have beyond those of their operands, all together."""
+
+    unroll: int = 0
+    """A Loop with a constant count becomes its iterations where these have at most so many nodes. One that runs once,
+    or on constants alone, always does."""
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         result = PassResult()
@@ -100,6 +106,8 @@ class _Folder:
         for node in graph.nodes:
             if node.op == "If" and is_standard(node) and self.inline(node):
                 continue
+            if node.op == "Loop" and is_standard(node) and self.unroll(node):
+                continue
             self.visit(node)
             for body in node.bodies:
                 self.symbolic = self.symbolic.new_child()
@@ -118,6 +126,13 @@ class _Folder:
             return False
         self.numbering.allow("inlined-if", node)
         self.result.count("inlined-if")
+        return True
+
+    def unroll(self, node: Node) -> bool:
+        if self.numbering.exhausted or not unroll(node, self.opset, self.settings.unroll):
+            return False
+        self.numbering.allow("unrolled-loop", node)
+        self.result.count("unrolled-loop")
         return True
 
     def visit(self, node: Node) -> None:
