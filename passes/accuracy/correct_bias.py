@@ -60,13 +60,20 @@ class CorrectBias(Pass):
         return result
 
 
-def correct_biases(model: Model, feeds: Feeds, ctx: PassContext) -> int:
-    """Correct the biases of an annotated model in place; the number of layers that were."""
+def correct_biases(model: Model, feeds: Feeds, ctx: PassContext, means: dict[str, np.ndarray] | None = None) -> int:
+    """Correct the biases of an annotated model in place; the number of layers that were.
+
+    ``means`` remembers what the float model gives, by the names of the layers' results: hand the same dict in for
+    other annotations of the same float model and the same feeds.
+    """
     layers = [layer for layer in integer_layers(model) if layer.bias_owner is not None]
-    expected = float_means(model, layers, feeds)
+    expected = {} if means is None else means
+    unknown = [layer for layer in layers if layer.result.name not in expected]
+    if unknown:
+        expected.update({value.name: found for value, found in float_means(model, unknown, feeds).items()})
     ctx.progress.start("correcting biases", len(layers))
     for step in visit_layers(model, layers, feeds, lambda copy: EmitQdq().run(copy, ctx), inputs=False):
-        correct_bias(step, expected[step.layer.result])
+        correct_bias(step, expected[step.layer.result.name])
         ctx.progress.advance()
     ctx.progress.finish()
     return len(layers)

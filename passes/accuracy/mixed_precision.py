@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any, ClassVar
 
-from qir.analysis.cost import with_input_shapes
+from qir.analysis.cost import node_cost, with_input_shapes
 from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import DerivedQuant, Model, Node, UseQuantMarker
 from qir.passes.accuracy.correct_bias import spread
-from qir.passes.accuracy.evaluation import Evaluator
+from qir.passes.accuracy.evaluation import Evaluator, Outputs, worst_sqnr
+from qir.passes.accuracy.paired import Gain
+from qir.passes.annotation.partition import Partition
 from qir.passes.annotation.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
@@ -26,11 +28,13 @@ __all__ = ["MixedPrecision"]
 class MixedPrecision(Pass):
     """Ablate: quantize one node at a time, measure the noise that it alone puts on the outputs, and let nodes go back
     to float by decibels won per time lost, as the target's cost table tells it. Noise powers of single nodes add up to
-    what the whole has, nearly; the choice is measured, on ``check-samples``, before it is taken.
+    what the whole has, nearly; the choice is measured, on ``check-samples``, before it is taken. Single nodes are
+    measured on up to ``samples``, of large models on fewer.
 
-    Without ``min-sqnr``, a node goes back only where that pays: at least ``db-per-percent`` dB for each percent of the
-    model's time, at most ``max-percent`` in all and ``max-share`` of the nodes. With it, more follow until the worst
-    output reaches it in dB. Nodes to which a ``recipe`` gives a precision keep it.
+    Without ``min-sqnr``, nodes go back only where that pays: ``db-per-percent`` dB for each percent of the model's
+    time, at most ``max-percent`` in all and ``max-share`` of the nodes, and of the weights, those included that are
+    not worth integers any more; it has to gain for certain, as the samples' own spread tells. With it, more follow
+    until the worst output reaches it in dB. Nodes to which a ``recipe`` gives a precision keep it.
 
     Before::
 
@@ -49,7 +53,7 @@ class MixedPrecision(Pass):
     db_per_percent: float = 0.4
     max_percent: float = 6.0
     max_share: float = 0.3
-    samples: int = 4
+    samples: int = 16
     check_samples: int = 16
     max_nodes: int = 120
     recipe: str | None = None
@@ -70,15 +74,17 @@ class MixedPrecision(Pass):
             return result
         if ctx.calibration is None:
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
-        feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
-        costs = _costs(model, candidates, feeds[0], ctx)
+        data = open_data(ctx.calibration, input_specs(model))
+        costs, macs = _costs(model, candidates, spread(data, 1)[0], ctx)
+        affordable = int(_ABLATION_MACS / max(macs * len(candidates), 1))
+        feeds = spread(data, min(self.samples, max(affordable, _FEWEST)))
         noise = self._ablate(model, candidates, Evaluator(model, feeds, ctx), ctx)
-        more = spread(open_data(ctx.calibration, input_specs(model)), self.check_samples)
-        evaluator = Evaluator(model, more, ctx)
+        evaluator = Evaluator(model, spread(data, self.check_samples), ctx)
         chosen = self._choose(noise, costs)
-        before = evaluator.score(model)
+        outputs = evaluator.outputs(model)
+        before = after = worst_sqnr(evaluator.expected, outputs)
         if self.min_sqnr is None:
-            count = _worth_it(model, chosen, evaluator, before)
+            count, after = self._worth_it(model, chosen, costs, evaluator, outputs, ctx)
         else:
             count = self._fewest(model, chosen, evaluator, before)
         for node in chosen[:count]:
@@ -89,7 +95,7 @@ class MixedPrecision(Pass):
             result.count("float")
             result.changed = True
         result.count("sqnr_db_before", before)
-        result.count("sqnr_db", evaluator.score(model) if count else before)
+        result.count("sqnr_db", after if self.min_sqnr is None or not count else evaluator.score(model))
         return result
 
     def _ablate(
@@ -113,27 +119,59 @@ class MixedPrecision(Pass):
         return found
 
     def _choose(self, noise: dict[Node, dict[str, float]], costs: Mapping[Node, float]) -> list[Node]:
-        """Nodes in the order in which they should go back to float: decibels of the worst output per percent."""
+        """Nodes in the order in which they should go back to float: decibels of the worst output per percent.
+
+        Without ``min-sqnr``, those after which decibels won less time lost are highest: a node alone may win little,
+        where several are to blame alike.
+        """
         remaining = dict(noise)
         total = _sum(remaining)
         order: list[Node] = []
-        spent = 0.0
-        most = len(noise) if self.min_sqnr is not None else int(self.max_share * len(noise))
-        while remaining and total:
-            gains = {node: _worst(total) - _worst(_minus(total, own)) for node, own in remaining.items()}
-            node = max(remaining, key=lambda n: gains[n] / max(costs[n], 0.05))
-            gain = gains[node]
-            if self.min_sqnr is None:
-                if gain < self.db_per_percent * costs[node] or gain < 0.1 or spent + costs[node] > self.max_percent:
-                    break
-                if len(order) >= most:
-                    break
-            elif gain <= 0:
+        won = spent = most = 0.0
+        best = 0
+        free = self.min_sqnr is not None
+        while total:
+            open_ = [node for node in remaining if free or spent + costs[node] <= self.max_percent]
+            gains = {node: _worst(total) - _worst(_minus(total, remaining[node])) for node in open_}
+            if not gains or (not free and len(order) >= int(self.max_share * len(noise))):
                 break
-            spent += costs[node]
+            node = max(gains, key=lambda n: gains[n] / max(costs[n], 0.05))
+            if gains[node] <= 0:
+                break
             total = _minus(total, remaining.pop(node))
             order.append(node)
-        return order
+            spent += costs[node]
+            won += gains[node] - max(self.db_per_percent * costs[node], _LEAST_GAIN)
+            if won > most:
+                best, most = len(order), won
+        return order if free else order[:best]
+
+    def _worth_it(
+        self,
+        model: Model,
+        order: list[Node],
+        costs: Mapping[Node, float],
+        evaluator: Evaluator,
+        outputs: Outputs,
+        ctx: PassContext,
+    ) -> tuple[int, float]:
+        """How many of the first nodes are left in float, all, else half of them, ..., else none; the SQNR in dB then.
+
+        ``outputs`` are those with none.
+        """
+        before = evaluator.sqnrs_of(outputs)
+        weights = _integer_weights(model)
+        count = len(order)
+        while count:
+            trial = _without(model, order[:count])
+            Partition(recipe=self.recipe).run(trial, ctx)
+            if _integer_weights(trial) >= (1 - self.max_share) * weights:
+                got = evaluator.outputs(trial)
+                least = max(_WORTH_IT, self.db_per_percent * sum(costs[node] for node in order[:count]))
+                if Gain.of(evaluator.sqnrs_of(got) - before).reaches(least):
+                    return count, worst_sqnr(evaluator.expected, got)
+            count //= 2
+        return 0, worst_sqnr(evaluator.expected, outputs)
 
     def _fewest(self, model: Model, order: list[Node], evaluator: Evaluator, before: float) -> int:
         """How many of the first nodes must be float to reach ``min_sqnr``, by bisection; all where that is too few."""
@@ -152,22 +190,30 @@ class MixedPrecision(Pass):
 
 _WORTH_IT = 0.2
 """dB that a default choice must win on the samples, or nothing is changed."""
-
-
-def _worth_it(model: Model, order: list[Node], evaluator: Evaluator, before: float) -> int:
-    """How many of the first nodes are left in float: all, else half of them, ..., else none."""
-    count = len(order)
-    while count and _score_without(model, order[:count], evaluator) < before + _WORTH_IT:
-        count //= 2
-    return count
+_LEAST_GAIN = 0.1
+"""dB that a node must bring."""
+_FEWEST = 2
+"""Samples on which single nodes are measured at least."""
+_ABLATION_MACS = 1.5e11
+"""Multiply-accumulates that measuring single nodes may take, a few seconds."""
 
 
 def _score_without(model: Model, nodes: list[Node], evaluator: Evaluator) -> float:
     """The score with these nodes in float."""
+    return evaluator.score(_without(model, nodes))
+
+
+def _without(model: Model, nodes: list[Node]) -> Model:
+    """A copy with these nodes in float."""
     trial = model.clone_with_map()
     for node in nodes:
         dequantize_node(trial.nodes[node])
-    return evaluator.score(trial.model)
+    return trial.model
+
+
+def _integer_weights(model: Model) -> int:
+    """How many weights are on integers."""
+    return sum(node_cost(node).parameters for node in model.walk() if node.kernel not in (None, "float"))
 
 
 def _is_candidate(node: Node) -> bool:
@@ -195,13 +241,16 @@ def _strip(node: Node, alone: Node) -> None:
             value.quant = None
 
 
-def _costs(model: Model, candidates: list[Node], feed: Mapping[str, Any], ctx: PassContext) -> dict[Node, float]:
-    """What each node in float adds, in percent of the model's time."""
+def _costs(
+    model: Model, candidates: list[Node], feed: Mapping[str, Any], ctx: PassContext
+) -> tuple[dict[Node, float], int]:
+    """What each node in float adds, in percent of the model's time, and the model's multiply-accumulates."""
     table = load_target(ctx.target).cost
     sized = with_input_shapes(model, {name: array.shape for name, array in feed.items()})
     copies = dict(zip(model.walk(), sized.walk(), strict=True))
     total = sum(table.node_us_as(copies[node], node.kernel not in (None, "float")) for node in model.walk())
-    return {node: 100 * table.fallback_us(copies[node]) / max(total, 1e-9) for node in candidates}
+    macs = sum(node_cost(copy).macs or 0 for copy in copies.values())
+    return {node: 100 * table.fallback_us(copies[node]) / max(total, 1e-9) for node in candidates}, macs
 
 
 def _sum(noise: Mapping[Node, Mapping[str, float]]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from qir.quant.recipe import Choice, Method, Recipe
 from qir.targets import Target
 from qir.targets.regions import data_inputs, plan_regions
 
-__all__ = ["PERCENTILE", "Calibrate", "choose_range", "observer_of"]
+__all__ = ["PERCENTILE", "Calibrate", "choose_range", "observer_of", "ranges_of_each"]
 
 PERCENTILE, KEEP = 99.99, 0.9
 
@@ -116,6 +116,61 @@ class Calibrate(Pass):
             )
         result.changed = True
         return result
+
+
+def ranges_of_each(model: Model, methods: Sequence[Calibrate], ctx: PassContext) -> list[dict[Value, Interval]]:
+    """What each of several calibrations would note as observed, from one run over the samples.
+
+    Raises DataError as ``Calibrate.run`` does.
+    """
+    if ctx.calibration is None:
+        raise DataError("no calibration data: give samples with --calib, or calibration=... from Python")
+    target = load_target(ctx.target)
+    named: list[dict[Value, str]] = []
+    for one in methods:
+        values, _, said = _watched(model, target, Recipe.open(one.recipe).assign(model, ctx.reference))
+        inside = {value for value in values if value.graph is not model.graph}
+        named.append({value: "minmax" if value in inside else said.get(value, one.method) for value in values})
+    if not named or not named[0]:
+        return [{} for _ in methods]
+    each = list(zip(methods, named, strict=True))
+    observers = {
+        value: partial(_Several.of, kinds=tuple({_kind(said[value], one.keep): None for one, said in each}))
+        for value in named[0]
+    }
+    feeds = open_data(ctx.calibration, input_specs(model))
+    collected = collect(model, list(observers), feeds, observers=observers, executor=ctx.executor)
+    return [
+        {
+            value: choose_range(said[value], found.parts[_kind(said[value], one.keep)], one.percentile)[1]
+            for value, found in collected.items()
+        }
+        for one, said in each
+    ]
+
+
+_Kind = tuple[str, float]
+"""A method, and how much a moving average keeps: statistics of one kind serve several methods."""
+
+
+def _kind(method: str, keep: float) -> _Kind:
+    if method == "minmax":
+        return "minmax", 0.0
+    return (method, keep) if method == "moving-average" else ("histogram", 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """Statistics of several kinds."""
+
+    parts: Mapping[_Kind, Found]
+
+    @classmethod
+    def of(cls, array: np.ndarray, kinds: tuple[_Kind, ...]) -> _Several:
+        return cls({kind: observer_of(*kind)(array) for kind in kinds})
+
+    def merge(self, other: _Several) -> _Several:
+        return _Several({kind: found.merge(other.parts[kind]) for kind, found in self.parts.items()})
 
 
 def observer_of(method: str, keep: float = KEEP) -> Callable[[np.ndarray], Found]:

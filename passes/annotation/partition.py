@@ -10,6 +10,7 @@ import networkx as nx
 
 from qir.analysis.cost import node_cost, with_input_shapes
 from qir.calibration.data import open_data
+from qir.calibration.sequential import graph_layers
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Model, Node, StaticQuant, Use, Value
@@ -103,6 +104,12 @@ class _Network:
         self.pinned = pinned
         self.copies = copies
         self.movable = dict.fromkeys(movable)
+        self.absorbed = {
+            layer.node: layer.bias_owner
+            for graph in dict.fromkeys(node.graph for node in movable)
+            for layer in (graph_layers(graph) if graph is not None else ())
+            if layer.bias_owner not in (None, layer.node)
+        }
         self.weights = {node: node_cost(node).parameters for node in movable}
         self.graph: Any = nx.DiGraph()
         self.graph.add_nodes_from([_INTEGER, _FLOAT])
@@ -156,6 +163,8 @@ class _Network:
         integer = self.table.node_us_as(copy, True)
         if node.kernel == "dynamic":
             integer += self.table.convert_input_us(copy)
+            bias = self.absorbed.get(node)  # which the kernel adds along
+            integer -= 0.0 if bias is None else self.table.node_us_as(self.copies[bias], False)
         return integer, floating
 
     def _add_conversions(self, value: Value, maker: object) -> None:

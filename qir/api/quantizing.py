@@ -41,6 +41,7 @@ from qir.runtime.session import PLAIN, OrtRunner, SessionConfig
 from qir.runtime.specs import Model as Serialized
 from qir.targets import Target
 from qir.targets.audit import Audit, Island, audit
+from qir.targets.processor import better_target
 from qir.validation.float_view import float_view, to_codes
 from qir.validation.golden import GoldenSet, check_all_against, open_golden
 from qir.validation.metrics import Comparison
@@ -192,6 +193,9 @@ def quantize(
         result.model = parts.join(result.model)
         result.first_remarks += [_opaque_remark(node) for node in parts.opaque]
         measured.on += ", up to the operators that the runtime does not know"
+    better = better_target(target)
+    if better is not None and measured.integer:
+        result.first_remarks.append(_target_remark(target, better))
     options = write_session_options(result.model, load_target(target))
     report = QuantizationReport(
         source=model.graph.name or "model" if isinstance(model, Model) else os.fspath(model),
@@ -239,6 +243,14 @@ def _as_given(source: Model, result: PipelineResult) -> Model:
     names = {run.name for run in result.passes}
     placed = "partition" in names and "convert-float" not in names
     return source.clone() if placed and first_quantized_node(result.model) is None else result.model
+
+
+def _target_remark(target: str, better: str) -> Remark:
+    message = (
+        f"{target} gives one file for all processors; for this one, '--target {better}' uses all codes of weights and "
+        "places by what integers cost here"
+    )
+    return Remark(RemarkKind.NOTE, "quantize", message)
 
 
 def _opaque_remark(node: Node) -> Remark:

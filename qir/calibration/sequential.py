@@ -15,10 +15,10 @@ import numpy as np
 from qir.calibration.collect import expose
 from qir.calibration.stepper import Stepper
 from qir.codegen import runnable
-from qir.ir import Clone, DerivedQuant, DType, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.ir import Clone, DerivedQuant, DType, Graph, Model, Node, StaticQuant, Tensor, Use, Value
 from qir.runtime.session import OrtRunner
 
-__all__ = ["Layer", "Step", "float_means", "integer_layers", "linear_layers", "visit_layers"]
+__all__ = ["Layer", "Step", "float_means", "graph_layers", "integer_layers", "linear_layers", "visit_layers"]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Arrays = list[np.ndarray]
@@ -132,8 +132,13 @@ def integer_layers(model: Model) -> list[Layer]:
 
 def linear_layers(model: Model) -> list[Layer]:
     """The layers of the main graph, annotated or not, in order."""
+    return graph_layers(model.graph)
+
+
+def graph_layers(graph: Graph) -> list[Layer]:
+    """The same of any graph."""
     found = []
-    for node in model.graph.nodes:
+    for node in graph.nodes:
         if node.domain != "":
             continue
         if node.op in ("Conv", "Gemm"):

@@ -1,0 +1,100 @@
+"""tune and mixed-precision decide alike whatever samples they are given, and spend no more than they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qir
+from qir import golden_models
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
+from qir.ir import Model, Node
+from qir.passes.accuracy.mixed_precision import MixedPrecision
+from qir.passes.accuracy.tune import Tune
+from qir.passes.annotation.calibrate import Calibrate, ranges_of_each
+from qir.pipeline.contract import PassContext, PassResult
+from tests.passes.int8 import annotated, feeds, model
+
+
+def golden(name: str, count: int) -> tuple[Model, dict[str, np.ndarray]]:
+    folder: Path = golden_models.path(name)
+    with np.load(folder / "calib.npz") as archive:
+        samples = {key: archive[key][:count] for key in archive if key != "labels"}
+    return qir.load(folder / "model.onnx"), samples
+
+
+def test_one_run_gives_what_each_calibration_would() -> None:
+    source, samples = golden("cnn-digits", 20)
+    methods = [
+        Calibrate(),
+        Calibrate(method="mse"),
+        Calibrate(method="percentile", percentile=99.5),
+        Calibrate(method="moving-average", keep=0.98),
+    ]
+    ctx = PassContext(calibration=open_data(samples, input_specs(source)))
+    together = ranges_of_each(source, methods, ctx)
+    for one, found in zip(methods, together, strict=True):
+        alone = source.clone_with_map()
+        one.run(alone.model, ctx)
+        assert found and found == {value: alone.values[value].observed for value in found}
+    assert together[0] != together[2]
+
+
+class Steps:
+    """Gains that a variant is given, a part of the samples each."""
+
+    def __init__(self, *parts: list[float]) -> None:
+        self.parts = parts
+        self.asked = 0
+
+    def trials(self) -> Any:
+        return [Part(self, np.array(part)) for part in self.parts]
+
+
+class Part:
+    def __init__(self, owner: Steps, gains: np.ndarray) -> None:
+        self.owner, self.gains = owner, gains
+
+    def score(self, prepared: object, method: object) -> np.ndarray:
+        self.owner.asked += 1
+        return self.gains
+
+    def known(self, prepared: object, method: object) -> np.ndarray:
+        return np.zeros_like(self.gains)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kept", "asked"),
+    [
+        ([[0.9, 1.0, 1.1, 1.0, 0.9]] * 3, True, 1),  # clear at once
+        ([[-5.0, 5.5, -4.0, 4.5, 0.2]] * 3, False, 1),  # hardly a gain
+        ([[-1.0, 3.0, 2.0, -0.5, 3.0], [1.0, 1.5, 1.0, 0.5, 1.0], [9.0] * 5], True, 3),  # clear in the end
+        ([[-9.0, 12.0, 4.0, -2.0, 3.0]] * 3, False, 3),  # never
+    ],
+)
+def test_more_samples_are_asked_while_a_gain_is_unclear(parts: list[list[float]], kept: bool, asked: int) -> None:
+    steps, result = Steps(*parts), PassResult()
+    assert Tune()._better("equalize", ([], "a"), ([], "b"), steps.trials(), result) == kept
+    assert steps.asked == asked
+
+
+def test_equal_blame_on_several_nodes_is_seen() -> None:
+    nodes = [Node("Conv", []) for _ in range(12)]
+    noise = {node: {"y": 1e-2 if index < 3 else 1e-5} for index, node in enumerate(nodes)}
+    chosen = MixedPrecision(db_per_percent=3.0)._choose(noise, dict.fromkeys(nodes, 1.0))
+    assert chosen == nodes[:3]  # the first alone would win 1.8 dB for a percent
+
+
+def test_accuracy_never_takes_the_integers_away_from_most_weights() -> None:
+    lines = ["@w: f32[64,64,3,3] #01", "@v: f32[8,64,1,1] #02", "%a = Conv(%x, @w) {pads=[1, 1, 1, 1]}"]
+    source = model("graph g(%x: f32[1,64,28,28]) -> (%y) {\n" + "\n".join(lines) + "\n%y = Conv(%a, @v)\n}")
+    passes = "legalize,analyze-ranges,calibrate,quantize"
+    search = "mixed-precision{max-percent=1000 db-per-percent=0 max-share=%s}"
+    samples = feeds(source, 20)
+    kept, free = (annotated(source, samples, f"{passes},{search % share}").model for share in (0.6, 1.0))
+    assert {n.output.name: n.kernel for n in kept.walk()}["a"] == "integer"
+    assert {n.output.name: n.kernel for n in free.walk()}["a"] == "float"
