@@ -90,7 +90,8 @@ def _render(found: GraphDiff, format: Format, max_changes: int | None, output: P
             import json
 
             content = found.to_json()
-            if max_changes is not None:
+            if max_changes is not None and len(content["changes"]) > max_changes:
+                content["left_out"] = len(content["changes"]) - max_changes
                 content["changes"] = content["changes"][:max_changes]
             return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         case Format.MARKDOWN:

@@ -325,6 +325,8 @@ def _kinds(ignore: Collection[str]) -> frozenset[ChangeKind]:
         about = kind.value.rpartition("-")[0]
         for word in (about, f"{about}s"):
             known.setdefault(word, set()).add(kind)
+    for word in ("node", "nodes"):
+        known[word].add(ChangeKind.REGION_REPLACED)
     names = [ignore] if isinstance(ignore, str) else list(ignore)
     for name in names:
         if name not in known:

@@ -245,7 +245,7 @@ def _in_order(keys: list[str], edges: list[PictureEdge]) -> list[str]:
 
 
 def _lines(node: Node) -> tuple[str, ...]:
-    return (node.op, _short(node.name)) if node.name else (node.op,)
+    return (node.op, _short(node.label)) if node.label else (node.op,)
 
 
 def _short(name: str) -> str:

@@ -21,7 +21,10 @@ def draw(nodes: Sequence[PictureNode], edges: Sequence[PictureEdge], label: str,
     layout = lay_out(
         [node.key for node in nodes], [(edge.begin, edge.end) for edge in edges], widths, gap=_GAP, row=_ROW
     )
-    width, height = layout.width, layout.height
+    spots = [(x, y, widths[key] / 2) for key, (x, y) in layout.places.items()]
+    aside = {edge: _aside(layout.places[edge.begin], layout.places[edge.end], spots) for edge in edges}
+    height = layout.height
+    width = max([layout.width, *(layout.places[edge.begin][0] + 0.75 * by + 8 for edge, by in aside.items() if by)])
     parts = [
         f'<svg class="graph" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" xmlns="http://www.w3.org/2000/svg">'
@@ -31,12 +34,20 @@ def draw(nodes: Sequence[PictureNode], edges: Sequence[PictureEdge], label: str,
         y1, y2 = y1 + _BOX / 2, y2 - _BOX / 2
         bend = max((y2 - y1) / 2, 16)
         parts.append(
-            f'<path class="edge {edge.state}" d="M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + bend:.1f} '
-            f'{x2:.1f} {y2 - bend:.1f} {x2:.1f} {y2:.1f}"/>'
+            f'<path class="edge {edge.state}" d="M{x1:.1f} {y1:.1f}C{x1 + aside[edge]:.1f} {y1 + bend:.1f} '
+            f'{x2 + aside[edge]:.1f} {y2 - bend:.1f} {x2:.1f} {y2:.1f}"/>'
         )
     for node in nodes:
         parts.append(_box(node, layout.places[node.key], widths[node.key], data.get(node.key)))
     return "".join([*parts, "</svg>"])
+
+
+def _aside(begin: tuple[float, float], end: tuple[float, float], spots: Sequence[tuple[float, float, float]]) -> float:
+    """By how much the curve of an edge must lean out so as not to run behind a box right between its ends."""
+    (x1, y1), (x2, y2) = begin, end
+    between = [half for x, y, half in spots if y1 < y < y2 and abs(x - (x1 + x2) / 2) < 4 and abs(x1 - x2) < 8]
+    # A cubic curve reaches 3/4 of the way to its two control points.
+    return (max(between) + 12) / 0.75 if between else 0.0
 
 
 def _box(node: PictureNode, place: tuple[float, float], width: float, data: str | None) -> str:
