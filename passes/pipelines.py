@@ -27,7 +27,7 @@ __all__ = [
 OPTIMIZE = Preset(
     "optimize",
     # Twice at first: what is plain lets more sizes be known, and the other way round.
-    "inline-functions,canonicalize,fold-constants{unroll=64},canonicalize,fold-constants,fuse,flatten-matmul,"
+    "inline-functions,canonicalize,fold-constants{unroll=16},canonicalize,fold-constants,fuse,flatten-matmul,"
     "canonicalize",
     "Exact clean-up and fusion: the same function in fewer nodes.",
 )

@@ -67,7 +67,7 @@ def test_the_bound() -> None:
     assert "Loop" not in ops(fold(loop(12), unroll=72))
     assert "Loop" in ops(fold(loop(2)))
     assert "Loop" not in ops(fold(loop(1)))
-    assert "Loop" not in ops(Pipeline.parse("optimize").run(loop(3)).model)
+    assert "Loop" not in ops(Pipeline.parse("optimize").run(loop(2)).model)
 
 
 def fold(model: Model, unroll: int = 0) -> Model:
