@@ -90,7 +90,7 @@ def output_lines(optimized: Comparison, plain: Comparison) -> list[str]:
 
 def _line(metrics: OutputMetrics, plain: OutputMetrics) -> str:
     decisions = "" if metrics.agreement is None else f"{metrics.agreement:.2%} same decisions"
-    if not (metrics.is_float or metrics.shape_mismatches):
+    if not metrics.is_float:
         return decisions or "no numbers to compare"
     numbers = (
         f"{metrics.sqnr_db:6.2f} dB SQNR ({plain.sqnr_db:.2f} with optimisations off), "

@@ -102,7 +102,7 @@ class ComparisonReport:
         lines = []
         for name, one in self.outputs.outputs.items():
             same = "" if one.agreement is None else f", {one.agreement:.2%} same decisions"
-            if one.is_float or one.shape_mismatches:
+            if one.is_float:
                 off = self.outputs_plain.outputs[name].sqnr_db
                 lines.append(f"    {name}: {one.sqnr_db:.2f} dB ({off:.2f} with optimisations off){same}")
             elif same:

@@ -27,8 +27,9 @@ class OutputMetrics:
     beyond rounding.
 
     `agree` of `decisions`: where argmax over the last axis is the same (rank 2 and 3, two or more classes), or for
-    integers, booleans and strings where elements are equal. `nonfinite`: elements finite in the reference only.
-    `unusable`: elements not finite in the reference, left out of every sum.
+    integers, booleans and strings where elements are equal, of another shape (as of what a detector selects) none.
+    `nonfinite`: elements finite in the reference only. `unusable`: elements not finite in the reference, left out of
+    every sum.
     """
 
     name: str
@@ -52,6 +53,8 @@ class OutputMetrics:
         wanted, got = _parts(reference), _parts(result)
         if [part.shape for part in wanted] != [part.shape for part in got]:
             self.shape_mismatches += 1
+            self.is_float |= any(family(part.dtype) == "float" for part in wanted)
+            self.decisions += 0 if self.is_float else max(_size(wanted), _size(got))
             return
         for want, have in zip(wanted, got, strict=True):
             if family(want.dtype) == "float":
@@ -92,10 +95,10 @@ class OutputMetrics:
     @property
     def sqnr_db(self) -> float:
         """In dB; infinity for equal outputs, -infinity where a number or shape is missing; NaN for no float output."""
-        if self.nonfinite or self.shape_mismatches:
-            return -math.inf
         if not self.is_float:
             return math.nan
+        if self.nonfinite or self.shape_mismatches:
+            return -math.inf
         if self._noise == 0:
             return math.inf
         return 10 * math.log10(self._signal / self._noise) if self._signal > 0 else -math.inf
@@ -115,7 +118,7 @@ class OutputMetrics:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: ±999 dB stand for it, null for what does not apply."""
         out: dict[str, Any] = {"name": self.name, "samples": self.samples}
-        if self.is_float or self.shape_mismatches:
+        if self.is_float:
             out |= {"sqnr_db": finite_db(self.sqnr_db), "cosine": round(self.cosine, 6), "max_abs_error": self.max_abs}
         out["agreement"] = self.agreement
         for name in ("nonfinite", "unusable", "shape_mismatches"):
@@ -143,6 +146,10 @@ def sqnr_db(reference: Iterable[Output], result: Iterable[Output]) -> float:
 def finite_db(value: float) -> float | None:
     """A number of dB that JSON can hold: clipped to ±999, rounded to 1/1000; None for NaN."""
     return None if math.isnan(value) else round(min(max(value, -999.0), 999.0), 3)
+
+
+def _size(parts: Sequence[np.ndarray]) -> int:
+    return sum(part.size for part in parts)
 
 
 def _parts(output: Output) -> list[np.ndarray]:
@@ -283,7 +290,7 @@ class Comparison:
 
     @property
     def float_outputs(self) -> list[OutputMetrics]:
-        return [m for m in self.outputs.values() if m.is_float or m.shape_mismatches]
+        return [m for m in self.outputs.values() if m.is_float]
 
     @property
     def samples(self) -> int:

@@ -179,3 +179,11 @@ def test_two_models_are_compared_over_feeds() -> None:
     assert same.sqnr_db == math.inf and same.samples == 3 and same.task.count == 3
     other = compare(a, b, feeds)
     assert other.sqnr_db < 20 and other.task_output is None
+
+
+def test_another_number_of_selected_boxes_is_disagreement_and_no_loss_of_decibels() -> None:
+    boxes, indices = F32([[1, 2], [3, 4]]), np.int64([[0, 0, 5], [0, 1, 7]])
+    selected = measured((indices, indices), (indices, indices[:1]))
+    assert math.isnan(selected.sqnr_db) and selected.shape_mismatches == 1
+    assert selected.agreement == 0.5
+    assert measured((boxes, boxes), (boxes, boxes[:1])).sqnr_db == -math.inf
