@@ -45,9 +45,11 @@ def draw(nodes: Sequence[PictureNode], edges: Sequence[PictureEdge], label: str,
 def _aside(begin: tuple[float, float], end: tuple[float, float], spots: Sequence[tuple[float, float, float]]) -> float:
     """By how much the curve of an edge must lean out so as not to run behind a box right between its ends."""
     (x1, y1), (x2, y2) = begin, end
-    between = [half for x, y, half in spots if y1 < y < y2 and abs(x - (x1 + x2) / 2) < 4 and abs(x1 - x2) < 8]
+    if abs(x1 - x2) >= 8 or y2 - y1 < 1.5 * _ROW:
+        return 0.0
+    between = [half for x, y, half in spots if y1 < y < y2 and abs(x - (x1 + x2) / 2) < 4]
     # A cubic curve reaches 3/4 of the way to its two control points.
-    return (max(between) + 12) / 0.75 if between else 0.0
+    return (max(between) + 26) / 0.75 if between else 0.0
 
 
 def _box(node: PictureNode, place: tuple[float, float], width: float, data: str | None) -> str:

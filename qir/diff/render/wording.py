@@ -92,10 +92,10 @@ def counts(summary: Summary) -> list[str]:
 
 
 def _of_these(summary: Summary) -> str:
-    """Which of the changed nodes were rewritten and which compute in other numbers."""
+    """Which of the changed nodes were rewritten and which compute in another precision."""
     regions, quantized = summary.regions_replaced, summary.quantization_changed
     parts = [count_of(regions, "region") + " replaced"] * bool(regions)
-    parts += [f"{quantized:,} in other numbers"] * bool(quantized)
+    parts += [f"{quantized:,} in another precision"] * bool(quantized)
     return f" ({', '.join(parts)})" if parts else ""
 
 
