@@ -29,6 +29,7 @@ _CONTRIB = "com.microsoft"
 _KERNEL = "weight-only"
 _FEW_ROWS = 4
 _SMALL_WEIGHT = 1 << 16
+_SMALL_TABLE = 1 << 20
 _MUCH_MEMORY = 1 << 30
 _LEAST_BLOCK = 16
 _ACCURACY_LEVEL = 4
@@ -44,9 +45,9 @@ class EmitWeightOnly(Pass):
     DequantizeLinear in blocks, which onnxruntime turns into MatMulNBits. ``auto``: contrib where inputs have at most
     4 rows (by shape, or by a sample) or nobody knows and the weight has 65536 elements, and where linear weights take
     more than 1 GiB; else fold, because more rows are slower on MatMulNBits than in float. Tables of a Gather become
-    GatherBlockQuantized (with ``fold``, a folded table; with ``qdq`` and 8 bits, a Gather each of codes and scales);
-    an embedding that is also a head is stored once. All other weights are folded (``qdq``: dequantized; that costs
-    time on every run).
+    GatherBlockQuantized (with ``fold``, and ``auto`` up to 1 MiB in float, a folded table, which is looked up faster;
+    with ``qdq`` and 8 bits, a Gather each of codes and scales); an embedding that is also a head is stored once. All
+    other weights are folded (``qdq``: dequantized; that costs time on every run).
 
     Before::
 
@@ -91,6 +92,10 @@ def choose_forms(form: Form, model: Model, slots: list[WeightSlot], ctx: PassCon
         count = rows.get(slot.node)
         few = count is None or count <= _FEW_ROWS
         forms[slot.node] = "contrib" if few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT else "fold"
+    kept = {slot.value for slot in linear if forms[slot.node] == "contrib"}
+    for slot in slots:
+        if slot.role is Role.LOOKUP and slot.value not in kept and 4 * int(np.prod(slot.shape)) <= _SMALL_TABLE:
+            forms[slot.node] = "fold"
     return forms
 
 

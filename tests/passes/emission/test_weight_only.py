@@ -156,6 +156,15 @@ def test_auto_folds_many_rows_and_keeps_few() -> None:
     assert "MatMulNBits" in form(1) and "MatMulNBits" not in form(64)
 
 
+def test_auto_folds_small_tables() -> None:
+    def ops(entries: int) -> set[str]:
+        body = f"  @t: f32[{entries},64] #77\n  %y: f32[1,3,64] = Gather(@t, %i)\n"
+        source = model(f"graph g(%i: s64[1,3]) -> (%y) {{\n{body}}}\n", opset=21)
+        return {node.op for node in quantized(source, "auto").walk()}
+
+    assert "GatherBlockQuantized" not in ops(4096) and "GatherBlockQuantized" in ops(4097)
+
+
 # Choices
 
 
