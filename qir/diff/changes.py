@@ -73,6 +73,8 @@ class ChangeKind(enum.StrEnum):
     FUNCTION_CHANGED = "function-changed"
     """Its attributes, defaults or imports; nodes in its body are node changes whose ``where`` names the function."""
     OPSET_CHANGED = "opset-changed"
+    IMPORT_CHANGED = "import-changed"
+    """A domain imported by one model alone, for nodes that it alone has: their entries say so. A note."""
     IR_VERSION_CHANGED = "ir-version-changed"
     """A note."""
     PRODUCER_CHANGED = "producer-changed"

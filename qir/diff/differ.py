@@ -31,6 +31,7 @@ NOTES = frozenset(
         ChangeKind.IR_VERSION_CHANGED,
         ChangeKind.PRODUCER_CHANGED,
         ChangeKind.DOC_CHANGED,
+        ChangeKind.IMPORT_CHANGED,
         ChangeKind.RESPELLED,
         ChangeKind.UNUSED_CHANGED,
     }
@@ -208,7 +209,14 @@ def _opset_changes(a: Model, b: Model, renamed: Mapping[OpId, OpId]) -> Iterator
         if one != two and not (domain in moved and None in (one, two)):
             name = domain or "ai.onnx"
             title = f"opset {name}: {one or 'not imported'} -> {two or 'not imported'}"
-            yield Change(ChangeKind.OPSET_CHANGED, title, "", one, two, details=(Detail("version", name, one, two),))
+            kind = ChangeKind.IMPORT_CHANGED if _follows(domain, a, b) else ChangeKind.OPSET_CHANGED
+            yield Change(kind, title, "", one, two, details=(Detail("version", name, one, two),))
+
+
+def _follows(domain: str, a: Model, b: Model) -> bool:
+    """Whether nodes that only one of the models has are why it alone imports the domain."""
+    imports = [domain in model.opset_imports for model in (a, b)]
+    return imports[0] != imports[1] and any(node.domain == domain for node in (b if imports[1] else a).walk())
 
 
 def _metadata_changes(a: Model, b: Model, comparison: Comparison) -> Iterator[Change]:

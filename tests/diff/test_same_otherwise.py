@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import pytest
 from onnx import ModelProto, numpy_helper
 
+import qir
 from qir.diff import ChangeKind, GraphDiff, diff
 from qir.frontend import import_model
 from qir.ir import Model
-from tests.diff.test_changes import model, nonzero, proto
+from tests.diff.test_changes import ROOT, model, nonzero, proto
 
 HEAD = "g (float[2,3,4] x) => (float[2,3,4] y)"
 
@@ -169,3 +171,27 @@ def test_a_normalization_folded_into_a_bias_needs_no_provenance() -> None:
     found = diff(old, new)
     assert nonzero(found) == {"nodes_changed": 1, "regions_replaced": 1}
     assert found.changes[0].title == "Conv+BatchNormalization -> Conv (n0_Conv)"
+
+
+def test_an_import_that_follows_from_nodes_is_a_note() -> None:
+    old = import_model(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> ' + HEAD + " { y = Relu(x) }"))
+    text = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> ' + HEAD
+    new = import_model(onnx.parser.parse_model(text + " { y = com.microsoft.Gelu(x) }"))
+    found = diff(old, new)
+    assert nonzero(found) == {"nodes_changed": 1, "notes": 1}
+    assert found.notes[0].title == "opset com.microsoft: not imported -> 1"
+    unused = import_model(onnx.parser.parse_model(text + " { y = Relu(x) }"))
+    assert nonzero(diff(old, unused)) == {"opsets_changed": 1}
+
+
+@pytest.mark.parametrize("name", ["cnn-digits", "resnet-shapes", "encoder-moods"])
+def test_float_against_int8_has_no_more_entries_than_quantized_operators_and_fusions(name: str, tmp_path: Path) -> None:
+    folder = ROOT / "golden_models" / name
+    out = tmp_path / "q.onnx"
+    options = {"calibration": folder / "calib.npz", "preset": "int8-fast", "latency_seconds": 0}
+    qir.quantize(folder / "model.onnx", out, **options)
+    found = diff(folder / "model.onnx", out, weights=False)
+    quantized = sum(change.quantization is not None for change in found.changes)
+    fused = sum(change.count for change in found.changes if change.kind is ChangeKind.REGION_REPLACED)
+    assert quantized > 0
+    assert len(found.changes) <= quantized + fused, [change.title for change in found.changes]
