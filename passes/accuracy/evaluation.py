@@ -57,7 +57,7 @@ class Evaluator:
     def sqnrs_of(self, got: Outputs) -> np.ndarray:
         """The same of outputs that are at hand, at most ``EXACT_ENOUGH`` dB and at least its negative."""
         found = [worst_sqnr([want], [have]) for want, have in zip(self.expected, got, strict=True)]
-        return np.clip(np.array(found), -EXACT_ENOUGH, EXACT_ENOUGH)
+        return np.asarray(np.clip(np.array(found), -EXACT_ENOUGH, EXACT_ENOUGH))
 
     def noise(self, model: Model) -> dict[str, float]:
         """Of each float output with a signal, noise power over signal power, without bias correction."""
