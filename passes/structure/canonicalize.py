@@ -77,7 +77,7 @@ class Canonicalize(Pass):
         for root in roots:
             if erased := erase_dead(root):
                 result.count("dead-node", erased)
-            cleaner.drop_outputs(root)
+        cleaner.drop_outputs()
         cleaner.remove_unused_initializers()
         result.changed = bool(result.statistics)
         return result
@@ -110,6 +110,8 @@ class _Cleaner:
         self.numbering = numbering
         # quantization_annotation refers to initializers by name alone.
         self.annotated = {name for value in model.values() for _, name in value.annotation}
+        self.several: list[Node] = []
+        """Nodes of more than one result."""
         # Before IR version 4 an initializer has to be an input, so a lifted constant could be overridden.
         self.lifts = model.ir_version is None or model.ir_version >= 4
 
@@ -130,14 +132,16 @@ class _Cleaner:
                     self.result.count(statistic)
             if node.is_read and (alike := earlier.add(node)):
                 self._eliminate(node, alike, earlier)
+            if len(node.outputs) > 1:
+                self.several.append(node)
             for body in node.bodies:
                 self.clean(body)
 
-    def drop_outputs(self, root: Graph) -> None:
+    def drop_outputs(self) -> None:
         """Leave out the optional results that nobody reads, so that no runtime computes them."""
-        for node in root.walk():
+        for node in self.several:
             outputs = node.outputs
-            if len(outputs) < 2 or not is_standard(node) or node.op in _TOLD_BY_OUTPUTS:
+            if node.graph is None or not is_standard(node) or node.op in _TOLD_BY_OUTPUTS:
                 continue
             for index in reversed(range(len(outputs))):
                 value = outputs[index]

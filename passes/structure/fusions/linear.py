@@ -136,7 +136,8 @@ class _Linear:
     def _scaled_in_groups(self, factor: np.ndarray) -> np.ndarray:
         weight, group = self.weight, self.group
         parts = weight.reshape(group, -1, *weight.shape[1:])
-        return (parts * _along(factor.reshape(group, -1), (0, 2), weight.ndim + 1)).reshape(weight.shape)
+        scaled: np.ndarray = parts * _along(factor.reshape(group, -1), (0, 2), weight.ndim + 1)
+        return scaled.reshape(weight.shape)
 
     def shift_inputs(self, offset: np.ndarray) -> None:
         """``offset``: shape (inputs,); only where every output sees the whole kernel, so not with padding."""

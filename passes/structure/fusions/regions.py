@@ -14,16 +14,19 @@ __all__ = ["Regions", "elementwise_obstacle", "number"]
 
 
 class Regions:
-    """Numbers for the regions of one model, beginning after those that are there; counts those it gave."""
+    """Numbers for the regions of one model, beginning after those that are there."""
 
     def __init__(self, model: Model) -> None:
-        self.first = 1 + max((node.region.number for node in model.walk() if node.region is not None), default=0)
-        self.given: dict[str, int] = {}
+        self.model = model
+        self.last: int | None = None
+        """The latest number; None until one is asked for."""
 
     def tag(self, match: Match, role: str) -> None:
         """Mark the matched nodes as one region."""
-        region = Region(role, self.first + sum(self.given.values()))
-        self.given[role] = self.given.get(role, 0) + 1
+        if self.last is None:
+            self.last = max((node.region.number for node in self.model.walk() if node.region is not None), default=0)
+        self.last += 1
+        region = Region(role, self.last)
         for node in match.nodes:
             node.region = region
 
