@@ -2,35 +2,34 @@
 keep in float, and how many decibels that should bring.
 
 A node's own error says little about the harm that it does at the outputs, so errors are injected into the float model
-(see ``injection``). First what helps many nodes at once and costs no time: a bias correction, a threshold method for
-all. Then sets of nodes of one kind, then single ones, by decibels per percent of time: noise powers nearly add up, so
-the gain of a node is what the sum loses. What the lines do together is injected together at the end, and a line that
-adds nothing to those before it is not given.
+(see ``injection``). First what costs no time: a bias correction, a threshold method for all. Then nodes, alone, with
+their readers, of a kind or in a row, by decibels per percent of time. The gain of a line is measured together with all
+lines before it, so none is given that makes worse what those before it reach.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from qir.analysis.cost import model_cost, with_input_shapes
+from qir.analysis.cost import model_cost, node_cost, with_input_shapes
 from qir.ir import Model, Node
 from qir.pipeline.contract import NoProgress, Progress
 from qir.quant.recipe import METHODS, PRECISIONS, Choice, Method, Precision, Recipe
 from qir.targets import Target
-from qir.validation.injection import LINEAR, TRIED_METHODS, Bench, Group, Noise, Plan, decibels, open_bench
+from qir.validation.injection import LINEAR, TRIED_METHODS, Bench, Group, Plan, open_bench
 from qir.validation.layers import Arrays, LayerErrors
 
 __all__ = ["Advice", "Suggestion", "advise"]
 
-_VARIANTS_FOR = 20
+_VARIANTS_FOR = 12
 """Nodes for which other ways are tried one by one: those that do most harm."""
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +129,28 @@ def advise(
     watch = progress or NoProgress()
     with open_bench(found, nodes) as bench:
         watch.start("injecting errors", len(nodes) * len(feeds))
-        harm = bench.noise(None, feeds, nodes, watch)
+        harm = bench.harm(feeds, nodes, watch)
         watch.finish()
         ways = bench.open_ways(nodes)
-        lines = _sweeping(bench, feeds, _sweeps(found, nodes, ways, earlier or Recipe()), costs, most, watch)
-        plan = Plan()
-        for line in lines:
-            plan = line.added_to(plan)
-        lines += _single(bench, feeds, nodes, ways, plan, costs, most - len(lines), watch)
+        free, costly = _sweeps(found, nodes, ways, earlier or Recipe())
+        if free and free[0].bias:
+            watch.start("mean errors", len(feeds))
+            bench.learn_means(feeds, watch)
+            watch.finish()
+        worst = sorted(nodes, key=harm.__getitem__)[:_VARIANTS_FOR]
+        search = _Search(bench, feeds[:_TRIED_ON], costs, _work(found.reference, nodes, feeds[0]), watch)
+        lines = search.add([], free, most)
+        lines = search.add(lines, [*costly, *_single(worst, ways, bench.readers())], most)
+        lines.sort(key=lambda line: not line.bias)  # a key of the file stands above its tables
         steps = _steps(bench, feeds, lines, watch)
         gains = [after - before for before, after in itertools.pairwise(steps)]
-        lines = [line for line, gain in zip(lines, gains, strict=True) if gain > _LEAST_TOGETHER]
-        steps = _steps(bench, feeds, lines, watch)
+        if min(gains, default=1.0) < _LEAST_TOGETHER:
+            lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= _LEAST_TOGETHER]
+            steps = _steps(bench, feeds, lines, watch)
     count = next((i for i, db in enumerate(steps) if reach_db is not None and db >= reach_db), len(lines))
     count = max(range(count + 1), key=lambda i: (round(steps[i], 2), -i))
     made = [_suggestion(line, steps[i + 1] - steps[i], costs) for i, line in enumerate(lines[:count])]
-    left = {node.label: decibels(max(noise.values(), default=0.0)) for node, noise in harm.items()}
-    return Advice(made, steps[0], steps[count], left)
+    return Advice(made, steps[0], steps[count], {node.label: db for node, db in harm.items()})
 
 
 def _steps(bench: Bench, feeds: Sequence[Arrays], lines: Sequence[_Line], watch: Progress) -> list[float]:
@@ -173,8 +177,10 @@ def _suggestion(line: _Line, gain: float, costs: Mapping[Node, float]) -> Sugges
 # Many nodes at once
 
 
-def _sweeps(found: LayerErrors, nodes: Sequence[Node], ways: Sequence[str], earlier: Recipe) -> list[list[_Line]]:
-    """Lines for many nodes, in stages: each stage is finished before the next is begun."""
+def _sweeps(
+    found: LayerErrors, nodes: Sequence[Node], ways: Sequence[str], earlier: Recipe
+) -> tuple[list[_Line], list[_Line]]:
+    """Lines for many nodes: those that cost no time, which are tried first, and those that do."""
     free: list[_Line] = []
     if "bias" not in earlier.corrections:
         free.append(_Line([], ("*",), "all means", bias=True))
@@ -184,172 +190,123 @@ def _sweeps(found: LayerErrors, nodes: Sequence[Node], ways: Sequence[str], earl
         kinds.setdefault(node.op, []).append(node)
         if node.op == "Conv" and node.get("group", 1) != 1:
             kinds.setdefault("grouped Conv", []).append(node)
-    every = {op: {node.label for node in found.quantized.walk() if node.op == op} for op in kinds}
-    costly: list[_Line] = []
-    for kind, own in kinds.items():
-        if len(own) < _LEAST_SET:
-            continue
-        whole = kind in every and len(every[kind]) == len(own)
-        names = (kind,) if whole else tuple(node.label for node in own)
-        for way in ("float", *(way for way in ways if way == "int8-dynamic" and kind in LINEAR)):
-            costly.append(_Line([(node, way) for node in own], names, f"{len(own)} {kind}"))
-    return [free, costly]
+    every = Counter(node.op for node in found.quantized.walk())
+    named = {kind: (kind,) if every[kind] == len(own) else _labels(own) for kind, own in kinds.items()}
+    several = [kind for kind, own in kinds.items() if len(own) >= _LEAST_SET]
+    costly = [
+        _Line([(node, "int8-dynamic") for node in kinds[kind]], named[kind], f"{len(kinds[kind])} {kind}")
+        for kind in several
+        if kind in LINEAR and "int8-dynamic" in ways
+    ]
+    for count in (1, 2):
+        for together in itertools.combinations(several, count):
+            own = [node for kind in together for node in kinds[kind]]
+            names = tuple(name for kind in together for name in named[kind])
+            costly.append(_float_line(own, names, " and ".join(f"{len(kinds[kind])} {kind}" for kind in together)))
+    cuts = [len(nodes) * index // _STRETCHES for index in range(_STRETCHES + 1)]
+    for start, end in itertools.combinations(cuts, 2):
+        own = list(nodes[start:end])
+        if len(own) >= _LEAST_SET and end - start <= len(nodes) // 2:
+            costly.append(_float_line(own, _labels(own), f"{len(own)} nodes in a row"))
+    return free, costly
 
 
-def _sweeping(
-    bench: Bench,
-    feeds: Sequence[Arrays],
-    stages: Sequence[Sequence[_Line]],
-    costs: Mapping[Node, float],
-    most: int,
-    watch: Progress,
-) -> list[_Line]:
-    """Greedily, the effect of every line measured together with the chosen ones."""
-    if any(line.bias for stage in stages for line in stage):
-        watch.start("mean errors", len(feeds))
-        bench.learn_means(feeds, watch)
-        watch.finish()
-    chosen: list[_Line] = []
-    plan = Plan()
-    for stage in stages:
-        remaining = [line for line in stage if line.price(costs) <= _MOST_PERCENT]
-        while remaining and len(chosen) < most:
-            watch.start("trying lines", (len(remaining) + 1) * len(feeds))
-            now, *then = bench.together(feeds, [plan, *(line.added_to(plan) for line in remaining)], watch)
-            watch.finish()
-            gains = [after - now for after in then]
-            good = [index for index, gain in enumerate(gains) if gain > _LEAST_SWEEP]
-            if not good:
+def _float_line(nodes: Sequence[Node], names: tuple[str, ...], what: str) -> _Line:
+    return _Line([(node, "float") for node in nodes], names, what)
+
+
+def _labels(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(node.label for node in nodes)
+
+
+def _single(nodes: Sequence[Node], ways: Sequence[str], readers: Mapping[Node, set[Node]]) -> list[_Line]:
+    """Lines for one node each. One in float alone is still quantized for its readers, so also together with them."""
+    lines = []
+    for node in nodes:
+        lines.append(_float_line([node], (node.label,), node.op))
+        others = sorted(readers[node], key=lambda one: one.label)
+        if 0 < len(others) <= _MOST_READERS:
+            own = [node, *others]
+            lines.append(_float_line(own, _labels(own), " and ".join(dict.fromkeys(one.op for one in own))))
+        for way in ways if len(lines) < _MOST_SINGLE else ():
+            if way in TRIED_METHODS or node.op in LINEAR:
+                lines.append(_Line([(node, way)], (node.label,), node.op))
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Greedy: the line that gains most decibels per percent of time, measured together with those chosen before it."""
+
+    bench: Bench
+    feeds: Sequence[Arrays]
+    costs: Mapping[Node, float]
+    work: Mapping[Node, float]
+    watch: Progress
+
+    def add(self, chosen: Sequence[_Line], candidates: Sequence[_Line], most: int) -> list[_Line]:
+        """The chosen lines and those of the candidates that gain enough after them. What gained most before is tried
+        again after each choice; what gains little now will hardly gain more later."""
+        lines = list(chosen)
+        open_ = [line for line in candidates if self._affordable(lines, line)]
+        gains = self._gains(lines, open_)
+        ranked = sorted(zip(open_, gains, strict=True), key=self._worth)
+        while len(lines) < most:
+            ranked = [(line, gain) for line, gain in ranked if gain > _least(line)]
+            if not ranked:
                 break
-            best = max(good, key=lambda index: gains[index] / (0.5 + max(remaining[index].price(costs), 0.0)))
-            chosen.append(remaining[best])
-            plan = remaining[best].added_to(plan)
-            # What gains little now will hardly gain more later; of ranges for the same nodes one choice is enough.
-            remaining = [
-                line
-                for index, line in enumerate(remaining)
-                if line is not chosen[-1]
-                and (line.bias or (index in good and (chosen[-1].bias or line.names != chosen[-1].names)))
+            line, _ = ranked.pop(0)
+            lines.append(line)
+            done = {node for node, _ in line.group}
+            ranked = [
+                pair
+                for pair in ranked
+                if not (pair[0].group and {node for node, _ in pair[0].group} <= done)
+                and self._affordable(lines, pair[0])
             ]
-    return chosen
+            head = [line for line, _ in ranked[:_TRIED_AGAIN]]
+            gains = self._gains(lines, head)
+            again = sorted(zip(head, gains, strict=True), key=self._worth)
+            ranked = [*again, *ranked[_TRIED_AGAIN:]]
+        return lines
+
+    def _affordable(self, lines: Sequence[_Line], line: _Line) -> bool:
+        """Whether most of the work stays on integers and most of their speed with it; single nodes are no matter."""
+        if len(line.group) < _LEAST_SET:
+            return True
+        floats = {node for one in (*lines, line) for node, way in one.group if way == "float"}
+        slower = sum(max(self.costs[node], 0.0) for node in floats)
+        return slower <= _MOST_PERCENT and sum(self.work[node] for node in floats) <= _MOST_WORK
+
+    def _gains(self, lines: Sequence[_Line], candidates: Sequence[_Line]) -> list[float]:
+        plan = Plan()
+        for line in lines:
+            plan = line.added_to(plan)
+        self.watch.start("trying lines", (len(candidates) + 1) * len(self.feeds))
+        plans = [plan, *(line.added_to(plan) for line in candidates)]
+        now, *then = self.bench.together(self.feeds, plans, self.watch)
+        self.watch.finish()
+        return [after - now for after in then]
+
+    def _worth(self, tried: tuple[_Line, float]) -> float:
+        line, gain = tried
+        return -gain / (0.5 + max(line.price(self.costs), 0.0))
 
 
-# Single nodes
+def _least(line: _Line) -> float:
+    """What a line has to gain, in dB; another range is easily fitted to the samples at hand."""
+    if len(line.group) != 1:
+        return _LEAST_SWEEP
+    return _LEAST_GAIN if line.group[0][1] == "float" else _LEAST_OTHER
 
 
-def _single(
-    bench: Bench,
-    feeds: Sequence[Arrays],
-    nodes: Sequence[Node],
-    ways: Sequence[str],
-    plan: Plan,
-    costs: Mapping[Node, float],
-    most: int,
-    watch: Progress,
-) -> list[_Line]:
-    """Lines for the nodes that a plan leaves as they are, or whose ranges it chooses."""
-    done = dict(plan.pairs)
-    open_ = [node for node in nodes if done.get(node) in (None, *TRIED_METHODS)]
-    if most <= 0 or not open_:
-        return []
-    watch.start("trying nodes", len(feeds) * (len(open_) + _VARIANTS_FOR * (1 + len(ways))))
-    plain: dict[Node, Noise] = {}
-    for way in dict.fromkeys(done.get(node) for node in open_):
-        those = [node for node in open_ if done.get(node) == way]
-        plain |= bench.noise(way, feeds, those, watch, plan.bias)
-    worst = sorted(open_, key=lambda node: -max(plain[node].values(), default=0.0))[:_VARIANTS_FOR]
-    tried = {way: bench.noise(way, feeds, worst, watch, plan.bias) for way in ("float", *ways)}
-    watch.finish()
-    groups = _choose(plain, tried, costs, bench.readers(), _NODES_PER_LINE * most)
-    plans = [plan]
-    for group in groups:
-        plans.append(plans[-1].with_(group))
-    watch.start("checking lines together", len(plans) * len(feeds))
-    reached = bench.together(feeds, plans, watch)
-    watch.finish()
-    gains = [after - before for before, after in itertools.pairwise(reached)]
-    return _tables([group for group, gain in zip(groups, gains, strict=True) if gain > _LEAST_TOGETHER], most)
-
-
-def _tables(groups: Sequence[Group], most: int) -> list[_Line]:
-    """Groups as at most so many lines: those that come first stand alone, the others share a table by what is done."""
-    alone = [group for group in groups if len({way for _, way in group}) == 1]
-    count = len(alone) if len(alone) <= most else max(most - 2, 0)
-    lines = [_line(group) for group in alone[:count]]
-    shared: dict[str, Group] = {}
-    for group in alone[count:]:
-        shared.setdefault(group[0][1], []).extend(group)
-    return [*lines, *(_line(group) for group in list(shared.values())[: most - count])]
-
-
-def _line(group: Group) -> _Line:
-    ops = sorted({node.op for node, _ in group})
-    return _Line(group, tuple(node.label for node, _ in group), ops[0] if len(ops) == 1 else "several")
-
-
-def _choose(
-    plain: Mapping[Node, Noise],
-    tried: Mapping[str, Mapping[Node, Noise]],
-    costs: Mapping[Node, float],
-    readers: Mapping[Node, set[Node | None]],
-    most: int,
-) -> list[Group]:
-    """Greedily, decibels per percent of time. A node in float alone leaves its result to be quantized for its readers,
-    so a node is also considered together with them."""
-    floats: set[Node] = set()
-    total = _sum(plain.values())
-    remaining = dict(plain)
-    chosen: list[Group] = []
-    while remaining and total and sum(map(len, chosen)) < most:
-        best: tuple[float, Group, Noise] | None = None
-        for group in _groups(remaining, tried, readers):
-            after = _sum([total], [remaining[node] for node, _ in group])
-            new = floats | {node for node, way in group if way == "float"}
-            rests = [tried[way][node] for node, way in group if way != "float" or not readers[node] <= new]
-            gone = [tried["float"][node] for node in floats if not readers[node] <= floats and readers[node] <= new]
-            after = _sum([after, *rests], gone)
-            gain = decibels(max(after.values())) - decibels(max(total.values()))
-            price = 0.5 + sum(max(costs[node], 0.0) for node, way in group if way == "float")
-            least = _LEAST_GAIN * len(group) if group[0][1] == "float" else _LEAST_OTHER
-            if gain > least and (best is None or gain / price > best[0]):
-                best = (gain / price, group, after)
-        if best is None:
-            break
-        _, group, total = best
-        for node, way in group:
-            del remaining[node]
-            floats |= {node} if way == "float" else set()
-        chosen.append(group)
-    return chosen
-
-
-def _groups(
-    remaining: Mapping[Node, Noise], tried: Mapping[str, Mapping[Node, Noise]], readers: Mapping[Node, set[Node | None]]
-) -> Iterator[Group]:
-    for way, by in tried.items():
-        for node in by:
-            if node not in remaining:
-                continue
-            yield [(node, way)]
-            others = [one for one in readers[node] if one is not None and one is not node]
-            if way == "float" and 0 < len(others) <= 2 and all(one in remaining and one in by for one in others):
-                yield [(node, way), *((one, way) for one in sorted(others, key=list(remaining).index))]
-
-
-def _sum(plus: Iterable[Noise], minus: Iterable[Noise] = ()) -> Noise:
-    total: Noise = {}
-    for sign, noises in ((1.0, plus), (-1.0, minus)):
-        for noise in noises:
-            for name, power in noise.items():
-                total[name] = max(total.get(name, 0.0) + sign * power, _TINY)
-    return total
-
-
-_LEAST_GAIN, _LEAST_OTHER, _LEAST_TOGETHER, _LEAST_SWEEP = 0.1, 0.4, 0.05, 0.5
-"""dB; another range is easily fitted to the samples at hand."""
-_MOST_PERCENT = 30.0
+_LEAST_GAIN, _LEAST_OTHER, _LEAST_SWEEP, _LEAST_TOGETHER = 0.1, 0.4, 0.3, 0.1
+_TRIED_ON = 3
+"""Feeds on which lines are tried; the chosen ones are checked on all."""
+_MOST_SINGLE = 40
+_MOST_PERCENT, _MOST_WORK = 30.0, 0.5
 """Of the model's time; a set that costs more is no advice."""
-_LEAST_SET, _NODES_PER_LINE = 3, 4
+_LEAST_SET, _STRETCHES, _MOST_READERS, _TRIED_AGAIN = 3, 6, 4, 6
 
 
 def _quantized_nodes(found: LayerErrors) -> list[Node]:
@@ -372,6 +329,16 @@ def _affordable(reference: Model, nodes: int, feed: Arrays) -> int:
 
 _BUDGET, _FEWEST, _MOST = 100_000_000_000, 4, 24
 """Multiply-accumulates; some seconds of one thread."""
+
+
+def _work(reference: Model, nodes: Sequence[Node], feed: Arrays) -> dict[Node, float]:
+    """The share of the model's multiply-accumulates that each node does."""
+    names = {value.name for value in reference.graph.inputs}
+    sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
+    copies = dict(zip(reference.walk(), sized.walk(), strict=True))
+    macs = {node: float(node_cost(copies[node]).macs or 0) for node in nodes}
+    total = max(sum(macs.values()), 1.0)
+    return {node: count / total for node, count in macs.items()}
 
 
 def _costs(reference: Model, nodes: Sequence[Node], feed: Arrays, target: Target) -> dict[Node, float]:

@@ -1,9 +1,11 @@
 """The errors of a quantized model, injected into the float model: what they do at the outputs, all together or some of
 them, and how that changes where nodes stay float or are quantized in another way.
 
-One float inference a sample and question, whatever the format of the quantized file. Other ways to quantize (threshold
-methods, dynamic activations) are other cuts of the quantized model, which make other errors; a bias correction takes
-their means away.
+The error of a node is what its quantized form makes of the values that it gets in the quantized model, less what the
+float node makes of these. So all errors together give the quantized model's very outputs, and a requantizer that
+repeats the grid before it adds none. One float inference a sample and question, whatever the format of the quantized
+file. Other ways to quantize (threshold methods, dynamic activations) are other cuts of the quantized model, which make
+other errors; a bias correction takes their means away.
 """
 
 from __future__ import annotations
@@ -11,32 +13,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from qir.calibration.collect import expose
+from qir.calibration.histogram import Histogram
 from qir.calibration.thresholds import mse_range, percentile_range
 from qir.codegen import runnable
 from qir.ir import DType, Interval, Model, Node, TensorType, Value
 from qir.pipeline.contract import Progress
-from qir.quant.arithmetic import fake_quantize
 from qir.quant.schemes import activation_quant
-from qir.runtime.session import OPTIMIZED, OrtRunner
+from qir.runtime.session import OPTIMIZED, PLAIN, OrtRunner
 from qir.validation.alignment import Quantizer, Unit, computes_on_codes, dequantizers
 from qir.validation.layers import Arrays, Cut, LayerErrors
 from qir.validation.metrics import OutputMetrics
 
-__all__ = ["LINEAR", "TRIED_METHODS", "Bench", "Group", "Noise", "Plan", "decibels", "open_bench"]
+__all__ = ["LINEAR", "TRIED_METHODS", "Bench", "Group", "Plan", "open_bench"]
 
 LINEAR = ("MatMul", "Gemm")
-TRIED_METHODS = ("minmax", "mse", "percentile")
+TRIED_METHODS = ("mse", "percentile")
 _WITH_BIAS = (*LINEAR, "Conv", "ConvTranspose")
 _TINY = 1e-30
-
-Noise = dict[str, float]
-"""Noise power over signal power, by output."""
 
 Group = list[tuple[Node, str]]
 """Nodes and what to do with them: ``float``, a threshold method, or ``int8-dynamic``."""
@@ -50,8 +49,21 @@ class Plan:
     pairs: tuple[tuple[Node, str], ...] = ()
     bias: bool = False
 
-    def with_(self, group: Group) -> Plan:
-        return Plan((*self.pairs, *group), self.bias)
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """``given``: as the quantized model has them; ``made``: what each float node makes of those before it."""
+
+    given: Mapping[Value, np.ndarray]
+    made: Mapping[Value, np.ndarray]
+    by_way: dict[str | None, Mapping[Unit, np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _FloatCut:
+    runner: OrtRunner
+    inputs: Mapping[str, Value]
+    outputs: Mapping[str, Value]
 
 
 class Bench:
@@ -63,7 +75,8 @@ class Bench:
         injected: OrtRunner,
         places: Mapping[Value, str],
         exposed: OrtRunner,
-        names: Mapping[str, Value],
+        names: Mapping[str, Unit],
+        float_cut: _FloatCut,
         cut: Cut,
         stack: ExitStack,
         units: Mapping[Node, list[Unit]],
@@ -73,49 +86,36 @@ class Bench:
         self._places = places
         self._exposed = exposed
         self._names = names
-        self.cut = cut
+        self._float_cut = float_cut
+        self._factors = found.factors
         self._stack = stack
         self._units = units
         self._cuts: dict[str | None, Cut] = {None: cut}
         self._means: dict[tuple[str | None, Unit], np.ndarray] = {}
         self._readers = _integer_readers(found)
 
-    def noise(
-        self, way: str | None, feeds: Sequence[Arrays], nodes: Sequence[Node], watch: Progress, bias: bool = False
-    ) -> dict[Node, Noise]:
-        """What each node's errors alone put on the outputs: as they are (None), or in another way."""
+    def harm(self, feeds: Sequence[Arrays], nodes: Sequence[Node], watch: Progress) -> dict[Node, float]:
+        """SQNR in dB of the worst output with the errors of one node alone, for each node."""
         metrics: dict[Node, dict[str, OutputMetrics]] = {node: {} for node in nodes}
         for feed in feeds:
-            values = self._values(feed)
-            errors = {} if way == "float" else self._errors(way, feed, values, bias)
+            errors = self._errors(Plan(), feed, self._values(feed))
             expected = self._run(feed, {})
             for node in nodes:
-                if way == "float":
-                    errors = self._left_over(node, values, {node})
                 got = self._run(feed, {unit: errors[unit] for unit in self._units[node]})
                 _compare(expected, got, metrics[node])
                 watch.advance()
-        return {node: {name: _ratio(one) for name, one in by.items()} for node, by in metrics.items()}
+        return {node: _worst(found) for node, found in metrics.items()}
 
     def together(self, feeds: Sequence[Arrays], plans: Sequence[Plan], watch: Progress) -> list[float]:
-        """SQNR in dB of the worst output with all errors, for each plan: those of its nodes as its ways leave them."""
+        """SQNR in dB of the worst output with all errors, for each plan."""
         metrics: list[dict[str, OutputMetrics]] = [{} for _ in plans]
-        used = {(way, plan.bias) for plan in plans for _, way in plan.pairs if way != "float"}
-        used |= {(None, plan.bias) for plan in plans}
         for feed in feeds:
             values = self._values(feed)
-            made = {key: self._errors(key[0], feed, values, key[1]) for key in sorted(used, key=str)}
             expected = self._run(feed, {})
             for plan, found in zip(plans, metrics, strict=True):
-                errors = dict(made[None, plan.bias])
-                ways = dict(plan.pairs)
-                floats = {node for node, way in ways.items() if way == "float"}
-                for node, way in ways.items():
-                    left = self._left_over(node, values, floats) if way == "float" else made[way, plan.bias]
-                    errors.update((unit, left[unit]) for unit in self._units[node])
-                _compare(expected, self._run(feed, errors), found)
+                _compare(expected, self._run(feed, self._errors(plan, feed, values)), found)
                 watch.advance()
-        return [decibels(max((_ratio(one) for one in found.values()), default=0.0)) for found in metrics]
+        return [_worst(found) for found in metrics]
 
     def learn_means(self, feeds: Sequence[Arrays], watch: Progress) -> None:
         """The mean error of each channel, which a bias correction takes away."""
@@ -124,34 +124,47 @@ class Bench:
         for feed in feeds:
             values = self._values(feed)
             for way in self._cuts:
-                errors = self._errors(way, feed, values, False)
+                made = self._made(way, feed, values)
                 for unit in units:
-                    others = tuple(i for i in range(errors[unit].ndim) if i != _channels(unit, errors[unit]))
-                    sums.setdefault((way, unit), []).append(errors[unit].mean(axis=others, keepdims=True))
+                    error = made[unit] - values.made[unit.value]
+                    others = tuple(i for i in range(error.ndim) if i != _channels(unit, error))
+                    sums.setdefault((way, unit), []).append(error.mean(axis=others, keepdims=True))
             watch.advance()
         self._means = {key: np.mean(arrays, axis=0).astype(np.float32) for key, arrays in sums.items()}
 
-    def readers(self) -> dict[Node, set[Node | None]]:
-        """For each node, who quantizes what it hands out, were it in float."""
+    def _made(self, way: str | None, feed: Arrays, values: _Values) -> Mapping[Unit, np.ndarray]:
+        """What every unit quantized in this way makes of the quantized model's values."""
+        if way not in values.by_way:
+            values.by_way[way] = self._cuts[way].run(feed, values.given)
+        return values.by_way[way]
+
+    def _errors(self, plan: Plan, feed: Arrays, values: _Values) -> dict[Unit, np.ndarray]:
+        """The error of every unit under a plan. Each gets the values of the quantized model, but of nodes that the plan
+        changes what they make then: so a node in float whose reader quantizes what it hands out gains nothing."""
+        ways = dict(plan.pairs)
+        given = dict(values.given)
+        for node, way in ways.items():
+            for unit in self._units[node]:
+                given[unit.value] = values.made[unit.value] if way == "float" else self._made(way, feed, values)[unit]
+        wanted = self._float(feed, given) if ways else values.made
+        errors: dict[Unit, np.ndarray] = {}
+        for used in dict.fromkeys([None, *(way for way in ways.values() if way != "float")]):
+            made = self._cuts[used].run(feed, given) if ways else self._made(used, feed, values)
+            for node, units in self._units.items():
+                for unit in units if ways.get(node) == used else ():
+                    mean = self._means.get((used, unit)) if plan.bias else None
+                    with np.errstate(invalid="ignore", over="ignore"):
+                        error = made[unit] - wanted[unit.value]
+                        error = error if mean is None else error - mean
+                    errors[unit] = np.where(np.isfinite(error), error, 0.0)
+        return errors
+
+    def readers(self) -> dict[Node, set[Node]]:
+        """For each node, which others compute on its codes: a node in float alone is still quantized for them."""
         return {
-            node: set().union(*(self._readers.get(unit, set()) for unit in units))
+            node: (set().union(*(self._readers.get(unit, set()) for unit in units)) - {node}) & self._units.keys()
             for node, units in self._units.items()
         }
-
-    def _left_over(self, node: Node, values: Mapping[Value, np.ndarray], floats: set[Node]) -> dict[Unit, np.ndarray]:
-        """The errors of a node in float: readers on integers still quantize what it hands them."""
-        errors: dict[Unit, np.ndarray] = {}
-        for unit in self._units[node]:
-            own = next((one.quant for one in unit.quantizers if one.is_result), None)
-            if own is None or self._readers.get(unit, set()) <= floats:
-                errors[unit] = _NOTHING
-                continue
-            factor = self.cut.factors.get(unit.value)
-            value = values[unit.value].astype(np.float32)
-            scaled = value if factor is None else value * factor
-            error = fake_quantize(scaled, own) - scaled
-            errors[unit] = error if factor is None else error / factor
-        return errors
 
     def open_ways(self, nodes: Sequence[Node]) -> list[str]:
         """Cuts with all static quantizers of these nodes made in another way; which ways there are."""
@@ -178,23 +191,25 @@ class Bench:
         return [way for way in self._cuts if way is not None]
 
     def _open(self, way: str, edit: Any) -> None:
-        units = [layer.unit for layer in self._found.layers]
-        self._cuts[way] = self._stack.enter_context(Cut.open(self._found.quantized, units, self.cut.factors, edit))
+        units = _cut_at(self._found)
+        self._cuts[way] = self._stack.enter_context(Cut.open(self._found.quantized, units, self._factors, edit, True))
 
-    def _values(self, feed: Arrays) -> dict[Value, np.ndarray]:
+    def _values(self, feed: Arrays) -> _Values:
         got = self._exposed.run(_taken(self._exposed, feed), list(self._names))
-        return {value: np.asarray(got[name]) for name, value in self._names.items()}
+        given: dict[Value, np.ndarray] = {}
+        for name, unit in self._names.items():
+            factor = self._factors.get(unit.value)
+            given[unit.value] = np.asarray(got[name]) if factor is None else np.asarray(got[name]) / factor
+        return _Values(given, self._float(feed, given))
 
-    def _errors(
-        self, way: str | None, feed: Arrays, values: Mapping[Value, np.ndarray], bias: bool
-    ) -> dict[Unit, np.ndarray]:
-        made = self._cuts[way].run(feed, values)
-        with np.errstate(invalid="ignore", over="ignore"):
-            errors = {unit: made[unit] - values[unit.value] for units in self._units.values() for unit in units}
-        errors = {unit: np.where(np.isfinite(error), error, 0.0) for unit, error in errors.items()}
-        if bias:
-            errors |= {unit: errors[unit] - mean for (of, unit), mean in self._means.items() if of == way}
-        return errors
+    def _float(self, feed: Arrays, given: Mapping[Value, np.ndarray]) -> dict[Value, np.ndarray]:
+        """What each float node makes of these values."""
+        runner = self._float_cut.runner
+        kinds = {spec.name: spec.dtype for spec in runner.inputs}
+        feeds = dict(_taken(runner, feed))
+        feeds |= {name: given[value].astype(kinds[name], copy=False) for name, value in self._float_cut.inputs.items()}
+        made = runner.run(feeds, list(self._float_cut.outputs))
+        return {value: np.asarray(made[name]) for name, value in self._float_cut.outputs.items()}
 
     def _run(self, feed: Arrays, errors: Mapping[Unit, np.ndarray]) -> dict[str, Any]:
         kinds = {spec.name: spec.dtype for spec in self._injected.inputs}
@@ -206,11 +221,13 @@ class Bench:
         return self._injected.run({**_taken(self._injected, feed), **feeds})
 
 
+def _cut_at(found: LayerErrors) -> list[Unit]:
+    """Where the models are cut: not behind nodes that hand codes on, or the grid before them would not be seen."""
+    return [layer.unit for layer in found.layers if layer.own is not None]
+
+
 def _channels(unit: Unit, error: np.ndarray) -> int:
     return error.ndim - 1 if unit.operator.op in LINEAR else min(1, error.ndim - 1)
-
-
-_NOTHING = np.zeros((), np.float32)
 
 
 @contextmanager
@@ -221,12 +238,37 @@ def open_bench(found: LayerErrors, nodes: Sequence[Node]) -> Iterator[Bench]:
             units[layer.unit.node].append(layer.unit)
     with ExitStack() as stack:
         model, places = _with_places(found.reference, [unit.value for own in units.values() for unit in own])
-        exposed, names = expose(found.reference, [layer.unit.value for layer in found.layers])
+        every = _cut_at(found)
+        exposed, images = expose(found.quantized, [unit.image for unit in every])
+        by_image = {unit.image: unit for unit in every}
+        names = {name: by_image[image] for name, image in images.items()}
         injected = OrtRunner(stack.enter_context(runnable(model, annotations="drop")), OPTIMIZED)
-        values = OrtRunner(stack.enter_context(runnable(exposed, annotations="drop")), OPTIMIZED)
-        every = [layer.unit for layer in found.layers]
-        cut = stack.enter_context(Cut.open(found.quantized, every, found.factors))
-        yield Bench(found, injected, places, values, names, cut, stack, units)
+        values = OrtRunner(stack.enter_context(runnable(exposed, annotations="drop")), PLAIN)
+        float_cut = stack.enter_context(_float_cut(found.reference, [unit.value for unit in every]))
+        cut = stack.enter_context(Cut.open(found.quantized, every, found.factors, requantize=True))
+        yield Bench(found, injected, places, values, names, float_cut, cut, stack, units)
+
+
+@contextmanager
+def _float_cut(reference: Model, values: Sequence[Value]) -> Iterator[_FloatCut]:
+    """The float model in pieces: every one of these values is handed in, and what is computed for it handed out."""
+    clone = reference.clone_with_map()
+    graph = clone.model.graph
+    while graph.outputs:
+        graph.remove_output(len(graph.outputs) - 1)
+    inputs: dict[str, Value] = {}
+    outputs: dict[str, Value] = {}
+    for index, value in enumerate(dict.fromkeys(values)):
+        copy = clone.values[value]
+        assert isinstance(copy.type, TensorType)
+        if copy.uses:
+            given = graph.add_input(f"qir.cut.{index}", TensorType(copy.type.dtype, None))
+            copy.replace_all_uses(given)
+            inputs[given.name] = value
+        graph.add_output(copy)
+        outputs[copy.name] = value
+    with runnable(clone.model, annotations="drop") as source:
+        yield _FloatCut(OrtRunner(source, PLAIN), inputs, outputs)
 
 
 def _with_places(reference: Model, values: Sequence[Value]) -> tuple[Model, dict[Value, str]]:
@@ -245,17 +287,17 @@ def _with_places(reference: Model, values: Sequence[Value]) -> tuple[Model, dict
     return clone.model, places
 
 
-def _integer_readers(found: LayerErrors) -> dict[Unit, set[Node | None]]:
-    """Which nodes read the codes of each unit; None for one that is no node of the float model."""
+def _integer_readers(found: LayerErrors) -> dict[Unit, set[Node]]:
+    """Which nodes of the float model read the codes of each unit."""
     owners = {layer.unit.operator: layer.unit.node for layer in found.layers}
-    readers: dict[Unit, set[Node | None]] = {}
+    readers: dict[Unit, set[Node]] = {}
     for unit in (layer.unit for layer in found.layers):
         if unit.image is unit.result:
             continue
         quantizer = next(use.node for use in unit.result.uses)
         assert quantizer is not None
         users = (use.node for node in dequantizers(quantizer) for use in node.output.uses)
-        readers[unit] = {owners.get(user) for user in users if user is not None and computes_on_codes(user)}
+        readers[unit] = {owners[user] for user in users if user in owners and computes_on_codes(user)}
     return readers
 
 
@@ -283,15 +325,8 @@ def _make_dynamic(clones: Mapping[Node, Node], quantizers: Sequence[Node]) -> No
             one.set_inputs(dynamic.outputs)
 
 
-def _range(method: str, histogram: Any) -> Interval:
-    match method:
-        case "mse":
-            return mse_range(histogram)
-        case "percentile":
-            return percentile_range(histogram, 99.99)
-        case _:
-            interval: Interval = histogram.interval
-            return interval
+def _range(method: str, histogram: Histogram) -> Interval:
+    return mse_range(histogram) if method == "mse" else percentile_range(histogram, 99.99)
 
 
 def _compare(expected: Mapping[str, Any], got: Mapping[str, Any], metrics: dict[str, OutputMetrics]) -> None:
@@ -300,13 +335,17 @@ def _compare(expected: Mapping[str, Any], got: Mapping[str, Any], metrics: dict[
             metrics.setdefault(name, OutputMetrics(name)).add(wanted, got[name])
 
 
+def _worst(metrics: Mapping[str, OutputMetrics]) -> float:
+    return _decibels(max((_ratio(one) for one in metrics.values()), default=0.0))
+
+
 def _ratio(metrics: OutputMetrics) -> float:
     """Noise power over signal power; what cannot be compared counts as all noise."""
     db = metrics.sqnr_db
     return 0.0 if math.isnan(db) else min(10 ** (-db / 10), 1e12) if db > -math.inf else 1e12
 
 
-def decibels(ratio: float) -> float:
+def _decibels(ratio: float) -> float:
     return -10 * math.log10(max(ratio, _TINY))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from qir.calibration.collect import expose
 from qir.calibration.histogram import Histogram
 from qir.codegen import runnable
 from qir.errors import DataError
-from qir.ir import Model, TensorType, Value
+from qir.ir import Model, Node, TensorType, Value
 from qir.ops.shape_inference import infer
 from qir.pipeline.contract import NoProgress, Progress
 from qir.quant.arithmetic import quantize
@@ -159,7 +160,7 @@ def compare_layers(
     found: LayerErrors | None = None
     with ExitStack() as stack:
         run: _Runs | None = None
-        watch.start("comparing layers", None)
+        watch.start("comparing layers", length_hint(feeds) or None)
         remaining = iter(feeds)
         first = list(islice(remaining, _FITTED_ON))
         for feed in chain(first, remaining):
@@ -279,9 +280,15 @@ class Cut:
     @classmethod
     @contextmanager
     def open(
-        cls, quantized: Model, units: Sequence[Unit], factors: Mapping[Value, np.ndarray], edit: Edit | None = None
+        cls,
+        quantized: Model,
+        units: Sequence[Unit],
+        factors: Mapping[Value, np.ndarray],
+        edit: Edit | None = None,
+        requantize: bool = False,
     ) -> Iterator[Cut]:
-        """``edit`` may change the clone: it gets the map from the quantized model's nodes to the clone's."""
+        """``edit`` may change the clone: it gets the map from the quantized model's nodes to the clone's. With
+        ``requantize`` the values handed in pass the quantizers that stand behind them."""
         clone = quantized.clone_with_map()
         graph = clone.model.graph
         while graph.outputs:
@@ -303,8 +310,10 @@ class Cut:
                 name = f"qir.cut.{index}"
                 assert isinstance(image.type, TensorType)
                 value = graph.add_input(name, TensorType(image.type.dtype, None))
-                for one in seen:
-                    one.replace_all_uses(value)
+                for one, given in zip(
+                    seen, _requantized(value, seen, requantize and unit.image is not unit.result), strict=True
+                ):
+                    one.replace_all_uses(given)
                 inputs[name] = unit
             graph.add_output(image)
             outputs[image.name] = unit
@@ -326,6 +335,30 @@ class Cut:
         return {
             unit: _divided(np.asarray(got[name]), self.factors.get(unit.value)) for name, unit in self._outputs.items()
         }
+
+
+def _requantized(value: Value, seen: Sequence[Value], wanted: bool) -> list[Value]:
+    """The value for each of the dequantized ones that it stands in for, through quantizers like theirs if wanted."""
+    if not wanted:
+        return [value] * len(seen)
+    given = []
+    for one in seen:
+        old = one.producer
+        assert old is not None and old.graph is not None and old.input(0) is not None
+        quantizer = old.input(0).producer  # type: ignore[union-attr]
+        assert quantizer is not None
+        codes = _like(quantizer, value, old)
+        given.append(_like(old, codes, old))
+    return given
+
+
+def _like(node: Node, operand: Value, before: Node) -> Value:
+    assert before.graph is not None
+    operands = [operand, *node.inputs[1:]]
+    made = before.graph.add_node(
+        node.op, operands, dict(node.attributes), domain=node.domain, types=[node.output.type], before=before
+    )
+    return made.output
 
 
 Edit = Any
