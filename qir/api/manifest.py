@@ -122,9 +122,12 @@ def _path_of(name: str, value: Any) -> Path | None:
     if name not in _FILES or not isinstance(value, str | os.PathLike):
         return None
     path = Path(value)
-    if name == "metric" and not path.exists():
-        path = Path(str(value).rpartition(":")[0])
-    return path if str(path) != "." and path.exists() else None
+    try:
+        if name == "metric" and not path.exists():
+            path = Path(str(value).rpartition(":")[0])
+        return path if str(path) != "." and path.exists() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def _outputs(path: Path) -> dict[str, str]:
