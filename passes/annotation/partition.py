@@ -40,8 +40,9 @@ class Partition(Pass):
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
     weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
     weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there is
-    to win: at least half of the weights become integers, where that costs least. Nodes of unknown shape stay as they
-    are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
+    to win: at least half of the weights become integers, where that costs least; not of one with loops, whose rounds
+    nobody counts. Nodes of unknown shape stay as they are, and so do those to which a ``recipe`` gives a precision:
+    whoever names a node knows why.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -77,7 +78,8 @@ class Partition(Pass):
         copies = dict(zip(model.walk(), sized.walk(), strict=True))
         network = _Network(movable, Recipe.open(self.recipe).pinned(model, ctx.reference), copies, target)
         total = sum(target.cost.node_us_as(copy, False) for copy in copies.values())
-        time, slow = network.float_side(self.slack * total, at_least_half=total < self.small_us)
+        small = total < self.small_us and not any(node.op in ("Loop", "Scan") for node in model.walk())
+        time, slow = network.float_side(self.slack * total, at_least_half=small)
         if not network.integer_weights(slow):
             last, candidate = network.float_side(self.last_slack * total, at_least_half=False)
             weights = sum(node_cost(node).parameters for node in model.walk())

@@ -167,3 +167,21 @@ def test_what_the_target_cannot_do_is_said_where_a_recipe_asks_for_it() -> None:
     source = graph("%a = Conv(%x, @w)\n%y = Tanh(%a)")
     said = misses(asked(source, '[[node]]\nmatch = "Tanh"\nprecision = "int8"'))
     assert said == ["Tanh stays float: onnxruntime does not fuse quantizers into it"]
+
+
+LOOP = """graph g(%x: f32[1,64]) -> (%y) {
+    @n: s64[] = 500
+    @on: bool[] = true
+    @w: f32[64,64] #01
+    %y: f32[1,64] = Loop(@n, @on, %x) {
+        body=graph b(%i: s64[], %more: bool[], %s: f32[1,64]) -> (%still, %t) {
+            %still: bool[] = Identity(%more)
+            %m: f32[1,64] = MatMul(%s, @w)
+            %t: f32[1,64] = Tanh(%m)
+        }
+    }
+}"""
+
+
+def test_models_with_loops_are_never_small() -> None:
+    assert floats(model(LOOP), "slack=0") == ["m"]
