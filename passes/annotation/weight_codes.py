@@ -1,12 +1,14 @@
 """Choosing weight codes that are only stored, never computed with: what ``cluster-weights`` and ``quantize-log`` share.
 
-Layers are visited in order with the inputs that the coded layers before them make; each weight's importance is how
-strongly its input varies, and rounding, where it goes to few levels, makes later columns pay for the errors of earlier
-ones (``quant.gptq``). Constants that no such layer reads get their nearest levels.
+Layers are visited in order with the inputs that the coded layers before them make; each weight's importance is a power
+of how strongly its input varies, and rounding, where it goes to few levels, makes later columns pay for the errors of
+earlier ones (``quant.gptq``). Which power, and whether rounding pays, calibration samples that were held out decide,
+layer by layer. Constants that no such layer reads get their nearest levels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +30,10 @@ __all__ = ["Coder", "Weight", "WeightCodes", "store_weights"]
 
 _LARGEST_MOMENT = 2047.0
 """Inputs are scaled to whole numbers of this magnitude, whose products add up exactly: the same on any thread count."""
+_HELD_OUT_EVERY = 4
+_WEIGHTINGS = (1.0, 0.5, 0.0)
+"""Powers of the inputs' second moments that weigh squared errors of weights when levels are learned. What the diagonal
+says is right for codes chosen one by one; codes chosen by their effect want levels for all weights, in parts."""
 _MEAN_WEIGHT = 0.5
 """See ``round-weights``."""
 _SMALL = 2.0**-10
@@ -87,9 +93,10 @@ def store_weights(owner: Pass, options: WeightCodes, coder: Coder, model: Model,
         for step in visit_layers(model, layers, feeds, lambda copy: None, inputs=True):
             weight = weights.pop(step.layer.weight_use.value, None)
             if weight is not None:
-                quant, numbers = _fit(step, weight, coder, options.rows)
+                quant, numbers, power = _fit(step, weight, coder, options.rows)
                 step.set_weight(numbers)
                 _store(owner, weight, quant, numbers, result)
+                result.count(f"weighted by moment^{power:g}")
             if step.layer.result in expected:
                 correct_bias(step, expected[step.layer.result])
                 result.count("biases")
@@ -170,43 +177,88 @@ def _reads_matrix(layer: Layer, weights: dict[Value, Weight]) -> bool:
     return node.op == "Conv" or (not node.get("transA", 0) and node.get("alpha", 1.0) == 1.0)
 
 
-def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQuant, np.ndarray]:
-    """The levels of a layer's weight, and the weight on them."""
+def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQuant, np.ndarray, float]:
+    """The levels of a layer's weight, the weight on them, and the power of the weighting that they are chosen with.
+
+    How much a weight counts, and whether rounding by effect pays, is decided on samples held out; the levels and codes
+    are then chosen anew, on all of them.
+    """
     assert weight.value.tensor is not None
-    array = weight.value.tensor.numpy()
-    geometry = layer_rows(step.layer.node, array.shape)
-    wanted = -(-rows // max(len(step.inputs), 1))
-    inputs = np.concatenate([geometry.rows(one.astype(np.float32), wanted) for one in step.inputs], axis=1)
-    largest = float(np.abs(inputs).max(initial=0.0)) or 1.0
-    whole = np.rint(inputs * np.float32(_LARGEST_MOMENT / largest))
-    targets = geometry.matrix(array.astype(np.float64))
-    mean_weight = _MEAN_WEIGHT if step.layer.bias_owner is not None else 1.0
-    slices = [slice(at, min(at + _MOST_COLUMNS, whole.shape[2])) for at in range(0, whole.shape[2], _MOST_COLUMNS)]
-    hessians = []
-    for columns in slices:
-        moments = Moments(whole.shape[0], columns.stop - columns.start)
-        moments.add(whole[..., columns].astype(np.float64))
-        hessians.append(moments.hessian(mean_weight))
-    strength = np.concatenate([np.diagonal(hessian, axis1=1, axis2=2) for hessian in hessians], axis=1)
-    # A dead input still has a weight, which some other input may wake.
-    strength = strength + 1e-3 * strength.mean(axis=1, keepdims=True)
-    importance = geometry.weight(np.broadcast_to(strength[:, None, :], targets.shape))
-    quant = coder(array, weight.axis, importance)
-    nearest = decode(encode(array, quant), quant, array.shape)
-    levels = _useful_levels(quant, 1 if weight.axis is None else array.shape[weight.axis])
-    if levels is None:
-        return quant, nearest
-    levels = np.broadcast_to(levels, (targets.shape[0] * targets.shape[1], levels.shape[1]))
-    levels = levels.reshape(*targets.shape[:2], -1)
-    plain = geometry.matrix(nearest)
-    found = np.empty(targets.shape)
-    before = after = 0.0
-    for columns, hessian in zip(slices, hessians, strict=True):
-        cut = (..., columns)
-        found[cut] = round_levels(targets[cut], hessian, levels)
-        before += float(output_error(targets[cut] - plain[cut], hessian).sum())
-        after += float(output_error(targets[cut] - found[cut], hessian).sum())
-    return quant, geometry.weight(found).astype(np.float32) if after < before else nearest
+    layer = _Layer(step, weight.value.tensor.numpy(), weight.axis, coder, rows)
+    trials = [layer.code(power, layer.fitted, layer.held_out) for power in _WEIGHTINGS]
+    best = min(trials, key=lambda trial: trial.error)
+    power = _WEIGHTINGS[trials.index(best)]
+    final = layer.code(power, layer.all, None)
+    return final.quant, final.rounded if best.rounding_pays else final.nearest, power
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """``error``: mean square error of the layer's results with the better of the two weights."""
+
+    quant: CodebookQuant
+    nearest: np.ndarray
+    rounded: np.ndarray
+    error: float
+    rounding_pays: bool
+
+
+class _Layer:
+    """A layer's weight (``array``), and second moments of its inputs: of all samples, of those to choose by, and of
+    those to judge by, (groups, columns, columns) each, cut where there are very many columns."""
+
+    def __init__(self, step: Step, array: np.ndarray, axis: int | None, coder: Coder, rows: int) -> None:
+        self.array, self.axis, self.coder = array, axis, coder
+        self.geometry = layer_rows(step.layer.node, array.shape)
+        self.targets = self.geometry.matrix(array.astype(np.float64))
+        wanted = -(-rows // max(len(step.inputs), 1))
+        parts = [self.geometry.rows(one.astype(np.float32), wanted) for one in step.inputs]
+        largest = max(float(np.abs(part).max(initial=0.0)) for part in parts) or 1.0
+        whole = [np.rint(part * np.float32(_LARGEST_MOMENT / largest)) for part in parts]
+        mean_weight = _MEAN_WEIGHT if step.layer.bias_owner is not None else 1.0
+        columns = self.targets.shape[-1]
+        self.cuts = [slice(at, min(at + _MOST_COLUMNS, columns)) for at in range(0, columns, _MOST_COLUMNS)]
+        self.all = self._hessians(whole, mean_weight)
+        judged = whole[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+        chosen = [part for index, part in enumerate(whole) if index % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1]
+        self.fitted = self._hessians(chosen, mean_weight) if judged else self.all
+        self.held_out = self._hessians(judged, mean_weight) if judged else self.all
+
+    def _hessians(self, parts: list[np.ndarray], mean_weight: float) -> list[np.ndarray]:
+        inputs = np.concatenate(parts, axis=1)
+        found = []
+        for columns in self.cuts:
+            moments = Moments(inputs.shape[0], columns.stop - columns.start)
+            moments.add(inputs[..., columns].astype(np.float64))
+            found.append(moments.hessian(mean_weight))
+        return found
+
+    def code(self, power: float, hessians: list[np.ndarray], judges: list[np.ndarray] | None) -> _Trial:
+        """Levels and codes for a weight that counts as its input's second moment to that power; no errors without
+        ``judges``."""
+        strength = np.concatenate([np.diagonal(hessian, axis1=1, axis2=2) for hessian in hessians], axis=1)
+        # A dead input still has a weight, which some other input may wake.
+        strength = np.power(strength + 1e-3 * strength.mean(axis=1, keepdims=True), power)
+        importance = self.geometry.weight(np.broadcast_to(strength[:, None, :], self.targets.shape))
+        quant = self.coder(self.array, self.axis, importance)
+        nearest = decode(encode(self.array, quant), quant, self.array.shape)
+        levels = _useful_levels(quant, 1 if self.axis is None else self.array.shape[self.axis])
+        plain, rounded = self.geometry.matrix(nearest), None
+        if levels is not None:
+            rounded = np.empty(self.targets.shape)
+            levels = np.broadcast_to(levels, (rounded.shape[0] * rounded.shape[1], levels.shape[1]))
+            levels = levels.reshape(*rounded.shape[:2], -1)
+            for cut, hessian in zip(self.cuts, hessians, strict=True):
+                rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels)
+        errors = [math.inf if one is None else self._error(one, judges or []) for one in (plain, rounded)]
+        made = nearest if rounded is None else self.geometry.weight(rounded).astype(np.float32)
+        return _Trial(quant, nearest, made, min(errors), errors[1] < errors[0])
+
+    def _error(self, numbers: np.ndarray, judges: list[np.ndarray]) -> float:
+        lost = self.targets - numbers
+        return sum(
+            float(output_error(lost[..., cut], judge).sum()) for cut, judge in zip(self.cuts, judges, strict=False)
+        )
 
 
 def _useful_levels(quant: CodebookQuant, channels: int) -> np.ndarray | None:
