@@ -62,6 +62,7 @@ _CLASSES = (
     ("no calibration sample ran", "branch that no sample ran"),
     ("in such a scale all else would be zero", "mask constant"),
     ("nobody reads its result as integers", "no integer reader"),
+    ("a pass before this one made it so", "outlier channels"),
     ("says so", "asked for"),
 )
 _NO_FORM = "no integer kernel"
