@@ -142,9 +142,10 @@ class _Matcher:
     def _pair_equal(self, ranks_a: Sequence[object], ranks_b: Sequence[object], *, several: bool = False) -> bool:
         """Pair nodes whose rank is unique on both sides; ``several``: ranks that occur equally often too, in order."""
         m = self.m
+        common = set(ranks_a).intersection(ranks_b)
         if not several:
             once_a, once_b = (
-                _once(ranks, order, partner)
+                _once(ranks, order, partner, common)
                 for ranks, order, partner in ((ranks_a, m.order_a, m.forward), (ranks_b, m.order_b, m.backward))
             )
             pairs = [(x, y) for rank, x in once_a.items() if x >= 0 and (y := once_b.get(rank, -1)) >= 0]
@@ -154,10 +155,10 @@ class _Matcher:
         groups_a: dict[object, list[int]] = defaultdict(list)
         groups_b: dict[object, list[int]] = defaultdict(list)
         for node in m.order_a:
-            if m.forward[node] < 0:
+            if m.forward[node] < 0 and ranks_a[node] in common:
                 groups_a[ranks_a[node]].append(node)
         for node in m.order_b:
-            if m.backward[node] < 0:
+            if m.backward[node] < 0 and ranks_b[node] in common:
                 groups_b[ranks_b[node]].append(node)
         found = False
         for rank, nodes_a in groups_a.items():
@@ -326,12 +327,12 @@ class _Matcher:
                     self._pair(rest_a[i + offset], rest_b[j + offset])
 
 
-def _once(ranks: Sequence[object], order: list[int], partner: list[int]) -> dict[object, int]:
-    """By rank: the one unmatched node that has it, -1 where several have."""
+def _once(ranks: Sequence[object], order: list[int], partner: list[int], common: set[object]) -> dict[object, int]:
+    """By rank, of the ``common`` ones: the one unmatched node that has it, -1 where several have."""
     found: dict[object, int] = {}
     for node in order:
-        if partner[node] < 0:
-            rank = ranks[node]
+        rank = ranks[node]
+        if rank in common and partner[node] < 0:
             found[rank] = -1 if rank in found else node
     return found
 

@@ -166,15 +166,16 @@ class ViewMaker:
         for node in graph.nodes:
             if node not in folding.gone and not (node.op == "Constant" and _is_constant(node)):
                 view.nodes.append(node)
+        numbers, values, results = view.numbers, view.values, view.results
         for number, node in enumerate(view.nodes):
             made = []
             for index, value in enumerate(node.outputs):
-                view.numbers[value] = len(view.values)
-                made.append(len(view.values))
-                view.values.append(Content(value, number, index))
-            view.results.append(made)
-        for number in range(len(view.nodes)):
-            self._add_node(view, number)
+                numbers[value] = at = len(values)
+                made.append(at)
+                values.append(Content(value, number, index))
+            results.append(made)
+        for number, node in enumerate(view.nodes):
+            self._add_node(view, number, node)
         for index, value in enumerate(graph.outputs):
             view.outputs.append(self._slot(view, index, *resolve(value, folding)))
         view.consumers = [[] for _ in view.values]
@@ -184,8 +185,7 @@ class ViewMaker:
                 consumers[slot.value].append((number, 0 if free[number] else slot.index))
         return view
 
-    def _add_node(self, view: View, number: int) -> None:
-        node = view.nodes[number]
+    def _add_node(self, view: View, number: int, node: Node) -> None:
         folded = self.folding.nodes.get(node) if self.folding.nodes else None
         if folded is None and not node.attributes and node.op not in FLATTENED:
             self._add_plain(view, node)
