@@ -127,6 +127,16 @@ class _Run:
             if use is None and formal is not None and not formal.optional and not formal.variadic:
                 raise _error(node, f"input {index} ({formal.name!r}) of {node.op} is missing")
 
+    def _unknown_attribute(self, node: Node, name: str) -> str:
+        text = f"{node.op} has no attribute {name!r} at opset {self.model.opset(node.domain)}"
+        newest = find_schema(node.domain, node.op, 2**30)
+        if newest is None or name not in newest.attributes:
+            return text
+        return (
+            f"{text}, only in later ones: the tool that wrote it should have raised the opset; convert the model that "
+            "it was made from to a later opset, then run that tool again"
+        )
+
     def check_attributes(self, node: Node, schema: OpSchema) -> None:
         for name, spec in schema.attributes.items():
             if spec.required and name not in node.attributes:
@@ -137,7 +147,7 @@ class _Run:
             spec_or_none = schema.attributes.get(name)
             if spec_or_none is None:
                 if not schema.any_attributes and not _tolerated(name):
-                    raise _error(node, f"{node.op} has no attribute {name!r} at opset {self.model.opset(node.domain)}")
+                    raise _error(node, self._unknown_attribute(node, name))
             elif AttrKind.UNDEFINED not in (spec_or_none.kind, attribute.kind) and spec_or_none.kind != attribute.kind:
                 raise _error(node, f"attribute {name!r} is {_kind(attribute)}, not {spec_or_none.kind.name.lower()}")
 

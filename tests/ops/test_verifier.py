@@ -30,6 +30,7 @@ BAD: list[tuple[str, int, Callable[[Graph, Any], Node]]] = [
     ("2 outputs, Relu gives 1", 17, lambda g, x: g.add_node("Relu", [x], outputs=2, name="bad")),
     ("attribute 'axis' of Concat is missing", 17, lambda g, x: g.add_node("Concat", [x], name="bad")),
     ("attribute 'axis' is float, not int", 17, lambda g, x: g.add_node("Concat", [x], {"axis": 1.0}, name="bad")),
+    ("no attribute 'axis' at opset 12, only in later ones: the tool that wrote it should", 12, lambda g, x: g.add_node("DequantizeLinear", [x, x], {"axis": 1}, name="bad")),
     ("Unsqueeze has no attribute 'axes' at opset 17", 17, lambda g, x: g.add_node("Unsqueeze", [x, x], {"axes": [1]}, name="bad")),
     ("is tensor\\(float\\), Not takes tensor\\(bool\\)", 17, lambda g, x: g.add_node("Not", [x], name="bad")),
     ("inputs of one type are tensor\\(float\\) and tensor\\(double\\)", 17, lambda g, x: g.add_node("Add", [x, g.add_constant(np.zeros(3))], name="bad")),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qir.codegen import to_bytes
+from qir.errors import QirError
 from qir.ir import DType, Model, Tensor
 from qir.ops.shape_inference import infer
 from qir.pipeline import Pipeline, PipelineResult
@@ -262,3 +263,11 @@ def test_bf16_computes_where_the_opset_has_it() -> None:
     result = Pipeline.parse("convert-float{dtype=bf16}").run(source)
     assert types(result)["MatMul"] == ["bf16", "bf16"]
     assert "does not load such a model" in reasons(result)
+
+
+@pytest.mark.parametrize("op", ["MatMul(%a, %a)", "Add(%a, %a)", "Relu(%a)", "Softmax(%a)"])
+def test_the_installed_runtime_refuses_bf16_computation(op: str) -> None:
+    """What presets, remarks and documentation say of bf16; where this fails, the runtime has learned it."""
+    text = f"graph g(%x: f32[4,4]) -> (%y) {{ %a = Cast(%x) {{to=16}} %b = {op} %y = Cast(%b) {{to=1}} }}"
+    with pytest.raises(QirError, match=r"NOT_IMPLEMENTED|Could not find an implementation"):
+        OrtRunner(to_bytes(model(text, opset=17)))
