@@ -15,7 +15,7 @@ from qir.ir.parser import parse_model
 from qir.pipeline.pipeline import Pipeline
 from qir.runtime.optimized import optimized_model
 
-ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
+ZOO = Path(__file__).resolve().parents[4] / "shared" / "zoo"
 _NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "com.microsoft::SkipLayerNormalization")
 
 
