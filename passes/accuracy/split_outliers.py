@@ -170,7 +170,8 @@ def _split(value: Value, readers: Sequence[tuple[Layer, Value]], channels: np.nd
         total = graph.insert_after(product, "Add", [result, product.output], types=[result.type], source=[layer.node])
         # A recipe that wants the layer on integers does not mean these, which stand for it too.
         product.kernel = total.kernel = "float"
-        result.replace_all_uses(total.output, lambda use, total=total: use.node is not total)
+        for use in [use for use in result.uses if use.node is not total]:
+            use.value = total.output
 
 
 def _masked(value: Value, nodes: Sequence[Node], channels: np.ndarray) -> tuple[Value, Value, np.ndarray]:
