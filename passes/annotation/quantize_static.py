@@ -20,7 +20,7 @@ from qir.quant.floats import float_format
 from qir.quant.recipe import Choice, Method, Recipe
 from qir.quant.schemes import SMALLEST_SCALE, activation_quant, bias_safe_scale, channel_magnitude, weight_quant
 from qir.targets import Target
-from qir.targets.kernels import weight_type
+from qir.targets.kernels import make_dynamic, weight_type
 from qir.targets.regions import weight_axis
 
 __all__ = ["QuantizeStatic"]
@@ -94,6 +94,14 @@ class QuantizeStatic(Pass):
         blocked = on_cpu and DType.from_text(self.activation).is_float
         barriers: dict[tuple[Value, Graph], Value] = {}
         for node in nodes:
+            choice = chosen.get(node)
+            if choice is not None and choice.precision == "int8-dynamic":
+                if native is None:
+                    raise OptionError(f"{choice.origin}: {ctx.target} has no dynamic kernels for {self.activation}")
+                make_dynamic(node, native)
+                result.count("dynamic")
+                result.changed = True
+                continue
             missing = [value.name for value in self._activations(node) if types.get(value) is None]
             if missing:
                 result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
@@ -124,15 +132,11 @@ class QuantizeStatic(Pass):
             if node.domain not in ("", "ai.onnx") or not wanted or node.output.dtype is not DType.FLOAT:
                 continue
             choice = chosen.get(node)
-            if choice is None or choice.precision in (None, "int8"):
-                yield node
-            elif choice.precision == "float":
+            if choice is not None and choice.precision == "float":
                 reason = f"{choice.origin} says so ({choice.match!r})"
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
             else:
-                raise OptionError(
-                    f"{choice.origin}: {self.name} knows no {choice.precision!r}, only the pass quantize does"
-                )
+                yield node
 
     def _methods(self, nodes: list[Node], chosen: Mapping[Node, Choice]) -> dict[Value, Method]:
         """How the ranges of a node's quantizers are chosen: of its result, and of what it reads that nobody stores."""

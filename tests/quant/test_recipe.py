@@ -127,3 +127,12 @@ def test_mistakes_get_one_line(text: str, expected: str) -> None:
     assert expected in str(caught.value)
     assert "r.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_corrections_stand_above_the_tables_and_are_read_back() -> None:
+    recipe = Recipe.parse('corrections = ["bias"]\n[[node]]\nmatch = "*"\nmethod = "mse"\n')
+    assert recipe.corrections == ("bias",) and recipe.to_toml().startswith('corrections = ["bias"]\n')
+    assert Recipe.parse(recipe.to_toml()) == recipe
+    assert recipe.then(Recipe(corrections=("bias",))).corrections == ("bias",)
+    with pytest.raises(OptionError, match="'corrections' must be a list of bias, not 'bais'"):
+        Recipe.parse('corrections = ["bais"]')

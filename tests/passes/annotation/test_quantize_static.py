@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qir.codegen import to_bytes
-from qir.errors import DataError
+from qir.errors import DataError, OptionError
 from qir.ir import DType, Model, StaticQuant, Tensor
 from qir.pipeline import Pipeline, PipelineResult
 from qir.pipeline.registry import load_target
@@ -160,3 +160,36 @@ def test_scalars_beside_activations() -> None:
     text = "graph net(%x: f32[2,8]) -> (%y) { @s: f32[] = 0.3 %a = Mul(%x, @s) @w: f32[8,8] #1 %y = MatMul(%a, @w) }"
     source, result = run(text, "activation=u16 weight=s8 results=true")
     assert sqnr_db(outputs(source), outputs(result.model)) > 30
+
+
+def test_a_recipe_keeps_nodes_float_and_chooses_their_ranges() -> None:
+    source = model(NET, opset=21)
+    options = "quantize-static{activation=u8 weight=s8 results=true recipe="
+    first = '"[[node]]\\nmatch = [\\"Gemm\\"]\\nprecision = \\"float\\"\\n"},emit-qdq'
+    result = Pipeline.parse(options + first).run(source, calibration=feeds(source))
+    assert any("stays float: the recipe, [[node]] 1 says so ('Gemm')" in str(remark) for remark in result.remarks)
+
+    def scales(text: str) -> list[float]:
+        annotated = Pipeline.parse(text).run(source, calibration=feeds(source)).model
+        conv = next(node for node in annotated.walk() if node.op == "Conv")
+        return [use.quant.scale[0] for use in conv.uses[:1] if use is not None and isinstance(use.quant, StaticQuant)]
+
+    mse = '"[[node]]\\nmatch = \\"Conv\\"\\nmethod = \\"mse\\"\\n"}'
+    assert scales(options + mse) < scales("quantize-static{activation=u8 weight=s8 results=true}")
+    wanted = '"[[node]]\\nmatch = \\"Gemm\\"\\nprecision = \\"int8-dynamic\\"\\n"}'
+    made = Pipeline.parse(options + wanted + ",emit-qdq").run(source, calibration=feeds(source)).model
+    assert "DynamicQuantizeLinear" in {node.op for node in made.walk()}
+    assert sqnr_db(outputs(source), outputs(made)) > 25
+    with pytest.raises(OptionError, match="has no dynamic kernels for u16"):
+        Pipeline.parse((options + wanted).replace("=u8", "=u16")).run(source, calibration=feeds(source))
+
+
+def test_weights_of_the_targets_own_types_do_not_saturate() -> None:
+    """u8 by s8 runs on integers on ort-cpu, whose products of neighbours fit 16 bits only where weights leave room."""
+    source = model(NET, opset=21)
+    made = Pipeline.parse("quantize-static{activation=u8 weight=s8 results=true},emit-qdq").run(
+        source, calibration=feeds(source)
+    )
+    plain, fused = outputs(made.model, plain=True), outputs(made.model)
+    assert sqnr_db(plain, fused) > 35
+    assert not any("emulated" in str(remark) for remark in made.remarks)
