@@ -246,8 +246,8 @@ class _Layer:
         plain, rounded = self.geometry.matrix(nearest), None
         if levels is not None:
             rounded = np.empty(self.targets.shape)
-            levels = np.broadcast_to(levels, (rounded.shape[0] * rounded.shape[1], levels.shape[1]))
-            levels = levels.reshape(*rounded.shape[:2], -1)
+            groups, rows, _ = self.targets.shape
+            levels = np.broadcast_to(levels, (groups * rows, levels.shape[1])).reshape(groups, rows, -1)
             for cut, hessian in zip(self.cuts, hessians, strict=True):
                 rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels)
         errors = [math.inf if one is None else self._error(one, judges or []) for one in (plain, rounded)]
