@@ -1,4 +1,4 @@
-"""`python tools/kill.py [--kills N] [--seed S]`: kill `qir quantize` and `qir opt` at random moments; see what is left.
+"""`python tools/kill.py [--kills N] [--seconds T] [--seed S]`: kill `qir quantize` and `qir opt` at random moments; see what is left.
 
 After each kill the output must be absent, or be the whole old model or the whole new one, byte for byte, data file
 included. Half of the kills fall into the last fifth of the run, where files are written. Exit 0: always so. 1: not.
@@ -82,13 +82,16 @@ def cases(folder: Path) -> Iterator[Case]:
     yield Case("opt-external-data", [*optimize, "optimize"], [*optimize, "canonicalize"], folder)
 
 
-def kill(kills: int, seed: int) -> Counter[str]:
-    """What was found how often, ``CASE STATE`` each."""
+def kill(kills: int, seed: int, seconds: float = float("inf")) -> Counter[str]:
+    """What was found how often, ``CASE STATE`` each; after so many seconds no other kill is begun."""
+    end = time.monotonic() + seconds
     rng = random.Random(seed)
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qir-kill-") as folder:
         made = list(cases(Path(folder)))
         for number in range(kills):
+            if time.monotonic() > end:
+                break
             case = made[number % len(made)]
             found[f"{case.name} {case.kill_once(rng, fresh=rng.random() < 0.3)}"] += 1
     return found
@@ -98,8 +101,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tools/kill.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
     options = parser.parse_args()
-    found = kill(options.kills, options.seed)
+    found = kill(options.kills, options.seed, options.seconds)
     for what, count in sorted(found.items()):
         print(f"{count:5} {what}")
     return 1 if any("broken" in what for what in found) else 0
