@@ -34,9 +34,10 @@ def bench(
     """Time two models side by side in this process, interleaved, and profile each, node by node.
 
     ``data``: whatever ``calibration=`` takes; the first 8 samples are used. Without it inputs are made up from the
-    declared shapes, and the report says so; ``dims`` gives sizes to axes that have only names (a first axis: 1). ``threads``: of each model. ``seconds``
-    for the comparison, ``runs`` for each profile. Nodes of the two models are the same where they stand for the same
-    node of the model that both were made from. Raises ModelError, DataError or OptionError.
+    declared shapes, and the report says so; ``dims`` gives sizes to axes that have only names (a first axis: 1).
+    ``threads``: of each model. ``seconds`` for the comparison, ``runs`` for each profile. Nodes of the two models are
+    the same where they stand for the same node of the model that both were made from. Raises ModelError, DataError or
+    OptionError.
     """
     runner = OrtRunner(os.fspath(a))
     if data is None:
