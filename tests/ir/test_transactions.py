@@ -234,3 +234,23 @@ def test_the_journal_counts_edits_and_lists_what_was_touched() -> None:
         assert journal.touched_nodes() == [b]
         assert journal.counts() == {"attributes": 2, "name": 1}
         assert journal.counts(mark) == {"attributes": 1}
+
+
+def test_an_operand_of_the_same_type_is_no_reason_to_infer_again() -> None:
+    model = parse_model(
+        """
+        graph (%x: f32[2,3], %z: f32[2,3], %w: f32[2,4], %s: s64[2], %t: s64[2]) -> (%y, %r) {
+          %y: f32[2,3] = Relu(%x)
+          %r: f32[3,2] = Reshape(%x, %s)
+        }"""
+    )
+    _, z, w, _, t = model.graph.inputs
+    relu, reshape = model.graph.nodes
+    for index, (node, at, new, again) in enumerate(
+        [(relu, 0, z, False), (relu, 0, w, True), (reshape, 0, z, False), (reshape, 1, t, True)]
+    ):
+        journal = model.begin(str(index))
+        node.set_input(at, new)
+        assert journal.touched_nodes() == [node]
+        assert journal.touched_nodes(retyped=True) == ([node] if again else []), index
+        model.rollback()

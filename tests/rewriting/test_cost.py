@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qir.ir import Value
 from qir.ir.parser import parse_model
-from qir.rewriting import Any, Op, Pattern, Rule
+from qir.rewriting import Any, Op, Pattern, Rule, apply_rules
 
 
 def deep(depth: int, leaf: Pattern) -> Op:
@@ -45,3 +45,27 @@ def test_operators_that_do_not_fit_are_refused_before_any_condition_is_asked() -
     pattern = Op("Mul", Any("x", where=always), Op(("Exp", "Log"), Any("y", where=always)))
     assert Rule("none", pattern, lambda match: match["x"]).match(root, model) is None
     assert not asked
+
+
+def test_a_change_far_upstream_wakes_the_roots_that_see_it() -> None:
+    """The product is visited first and does not fit; only what happens at the Relu makes it fit, two nodes up."""
+    text = """
+        graph (%x: f32[2]) -> (%y, %z) {
+          %n = Neg(%x)
+          %e = Exp(%n)
+          %y = Mul(%e, %x)
+          %z = Relu(%n)
+        }"""
+    model = parse_model(text)
+    x = Any("x")
+    turn = Rule(
+        "turn",
+        Op("Relu", Op("Neg", x, name="neg", leaks=True)),
+        lambda match: {match["neg"]: match.add("Abs", [match["x"]]).output},
+    )
+    product = Rule(
+        "product",
+        Op("Mul", Op("Exp", Op("Abs", x, leaks=True)), x),
+        lambda match: match.add("Sign", [match["x"]]).output,
+    )
+    assert apply_rules([product, turn], model).counts == {"turn": 1, "product": 1}
