@@ -1,4 +1,4 @@
-"""`python tools/kill.py [--kills N] [--seconds T] [--seed S]`: kill `qir quantize` and `qir opt` at random moments; see what is left.
+"""`python tools/kill.py [--kills N] [--seconds T] [--seed S]`: kill `qir quantize` and `qir opt` at random moments.
 
 After each kill the output must be absent, or be the whole old model or the whole new one, byte for byte, data file
 included. Half of the kills fall into the last fifth of the run, where files are written. Exit 0: always so. 1: not.
