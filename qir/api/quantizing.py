@@ -24,7 +24,7 @@ from qir.codegen.runnables import MOST_IN_MEMORY
 from qir.codegen.spool import discard_spool
 from qir.errors import DataError, OptionError, OutputError, UnsupportedError
 from qir.frontend import load
-from qir.ir import Model, Node
+from qir.ir import Model, Node, TensorType
 from qir.passes.accuracy.correct_bias import CorrectBias
 from qir.passes.accuracy.mixed_precision import MixedPrecision
 from qir.passes.accuracy.round_weights import RoundWeights
@@ -174,6 +174,7 @@ def quantize(
     if max_drop is not None and calibration_data is not None:
         result = _search(source, result, compile_for, max_drop, calibration_data, task)
     result.model = _as_given(source, result)
+    _declare_outputs(source, result.model)
     measured = _measure(
         load_target(target),
         source,
@@ -243,6 +244,15 @@ def _as_given(source: Model, result: PipelineResult) -> Model:
     names = {run.name for run in result.passes}
     placed = "partition" in names and "convert-float" not in names
     return source.clone() if placed and first_quantized_node(result.model) is None else result.model
+
+
+def _declare_outputs(source: Model, model: Model) -> None:
+    """Keep what the source says of its outputs' sizes: what passes found out beyond that is no part of the interface."""
+    declared = {value.name: value.type for value in source.graph.outputs}
+    for value in model.graph.outputs:
+        said, found = declared.get(value.name), value.type
+        if isinstance(said, TensorType) and isinstance(found, TensorType) and said.dtype == found.dtype:
+            value.type = said if said.shape is not None else found
 
 
 def _target_remark(target: str, better: str) -> Remark:

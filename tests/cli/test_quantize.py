@@ -310,6 +310,18 @@ def test_unknown_names(option: str, value: str, says: str, work: Path, capsys: C
     refuses(capsys, "m.onnx", "--calib", "calib.npz", "-o", "out.onnx", option, value, says=[repr(value), says])
 
 
+def test_outputs_stay_as_declared(work: Path) -> None:
+    """Sizes that passes find out are no part of the interface."""
+    np.savez("calib.npz", x=samples())
+    source = onnx.load(small_model(work / "open.onnx"))
+    for axis in source.graph.output[0].type.tensor_type.shape.dim:
+        axis.Clear()
+    onnx.save(source, work / "open.onnx")
+    report = qir.quantize(work / "open.onnx", work / "q.onnx", calibration="calib.npz", latency_seconds=0)
+    assert report.executed_integer
+    assert onnx.load(work / "q.onnx").graph.output[0] == source.graph.output[0]
+
+
 def quantized_nodes(report: dict[str, Any]) -> set[str]:
     return {r["subject"] for r in report["remarks"] if r["pass"] == "quantize" and r["kind"] == "applied"}
 
