@@ -247,7 +247,7 @@ def _as_given(source: Model, result: PipelineResult) -> Model:
 
 
 def _declare_outputs(source: Model, model: Model) -> None:
-    """Keep what the source says of its outputs' sizes: what passes found out beyond that is no part of the interface."""
+    """Keep the sizes that the source gives its outputs: what passes found out beyond is no part of the interface."""
     declared = {value.name: value.type for value in source.graph.outputs}
     for value in model.graph.outputs:
         said, found = declared.get(value.name), value.type
