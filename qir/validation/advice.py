@@ -184,7 +184,9 @@ def _sweeps(
     free: list[_Line] = []
     if "bias" not in earlier.corrections:
         free.append(_Line([], ("*",), "all means", bias=True))
-    free += [_Line([(node, way) for node in nodes], ("*",), "all ranges") for way in ways if way in TRIED_METHODS]
+    if not any(choice.match == "*" and choice.method is not None for choice in earlier.choices):
+        # Chosen again on fewer samples a range only seems better: to those.
+        free += [_Line([(node, way) for node in nodes], ("*",), "all ranges") for way in ways if way in TRIED_METHODS]
     kinds: dict[str, list[Node]] = {}
     for node in nodes:
         kinds.setdefault(node.op, []).append(node)

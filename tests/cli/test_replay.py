@@ -70,3 +70,13 @@ def test_what_is_no_manifest(tmp_path: Path, content: str, capsys: pytest.Captur
 def test_options_beside_a_replay_are_refused(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", "model.onnx", "--replay", str(recorded)]) == 2
     assert "--replay takes model, data and options from the manifest" in capsys.readouterr().err
+
+
+def test_a_search_gives_the_same_bytes_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the search for --min-sqnr found, and with a recipe and a bias correction besides."""
+    (tmp_path / "r.toml").write_text('corrections = ["bias"]\n[[node]]\nmatch = "Gemm"\nmethod = "mse"\n')
+    out, again = tmp_path / "q.onnx", tmp_path / "again.onnx"
+    command = ["quantize", str(GOLDEN / "model.onnx"), "--calib", str(GOLDEN / "calib.npz"), "-o", str(out)]
+    assert main([*command, "--min-sqnr", "48", "--recipe", str(tmp_path / "r.toml")]) == 0
+    assert main(["quantize", "--replay", str(out) + ".qir.json", "-o", str(again)]) == 0, capsys.readouterr()
+    assert again.read_bytes() == out.read_bytes()
