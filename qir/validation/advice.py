@@ -306,8 +306,8 @@ _LEAST_GAIN, _LEAST_OTHER, _LEAST_SWEEP, _LEAST_TOGETHER = 0.1, 0.4, 0.3, 0.1
 _TRIED_ON = 3
 """Feeds on which lines are tried; the chosen ones are checked on all."""
 _MOST_SINGLE = 40
-_PRICE_OF_A_LINE = 3.0
-"""In percent of time: there are few lines, so a set that gains much is worth more than a node that costs nothing."""
+_PRICE_OF_A_LINE = 0.5
+"""In percent of time, so that what costs nothing has a price too."""
 _MOST_PERCENT, _MOST_WORK = 30.0, 0.5
 """Of the model's time; a set that costs more is no advice."""
 _LEAST_SET, _STRETCHES, _MOST_READERS, _TRIED_AGAIN = 3, 6, 4, 6
