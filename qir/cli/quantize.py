@@ -21,10 +21,16 @@ class Effort(enum.Enum):
     BALANCED = "balanced"
     BEST = "best"
 
-    @property
-    def suffix(self) -> str:
-        """What a preset of this effort has behind its name."""
-        return "" if self is Effort.BALANCED else f"-{self.value}"
+    def of(self, preset: str) -> str:
+        """The preset of this effort. Raises OptionError where there is none."""
+        from qir.pipeline.registry import default_registry
+
+        if self is Effort.BALANCED or preset.endswith(f"-{self.value}"):
+            return preset
+        name = f"{preset}-{self.value}"
+        if name not in default_registry():
+            raise OptionError(f"--effort {self.value}: there is no preset {name!r}; leave --effort out with {preset!r}")
+        return name
 
 
 def quantize(
@@ -158,7 +164,7 @@ def quantize(
             output,
             calibration=calib,
             golden=golden,
-            preset=preset + effort.suffix,
+            preset=effort.of(preset),
             latency_seconds=0.5 if effort is Effort.FAST else 2.0,
             target=target,
             keep_float=keep_float or (),

@@ -310,6 +310,16 @@ def test_unknown_names(option: str, value: str, says: str, work: Path, capsys: C
     refuses(capsys, "m.onnx", "--calib", "calib.npz", "-o", "out.onnx", option, value, says=[repr(value), says])
 
 
+def test_an_effort_that_a_preset_does_not_know(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    np.savez("calib.npz", x=samples())
+    arguments = ["m.onnx", "--calib", "calib.npz", "-o", "q.onnx", "--effort", "best", "--preset"]
+    for preset in ("int8-dynamic", "canonicalize,calibrate,quantize,emit-qdq"):
+        assert main(["quantize", *arguments, preset]) == 2
+        assert "leave --effort out" in capsys.readouterr().err
+    assert main(["quantize", *arguments[:-2], "fast", "--preset", "int8-fast"]) == 0
+
+
 def test_outputs_stay_as_declared(work: Path) -> None:
     """Sizes that passes find out are no part of the interface."""
     np.savez("calib.npz", x=samples())
