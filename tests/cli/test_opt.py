@@ -185,7 +185,8 @@ def test_inspect_tells_what_a_model_is_made_of(folder: Path, capsys: pytest.Capt
         "  Identity  2\n"
         "  MatMul    1\n"
         "  Relu      1\n"
-        "costs not all known: sizes are open, give --dim N=1\n"
+        "16 multiply-accumulates for N = 1: f32 16\n"
+        "activations need up to 32 B for N = 1 at first\n"
         "not quantized\n"
         "ort-cpu would run on integers: MatMul 1\n"
     )
