@@ -1,13 +1,15 @@
-"""`python tools/kill.py [--kills N] [--seconds T] [--seed S]`: kill `qir quantize` and `qir opt` at random moments.
+"""`python -m tools.kill [--kills N] [--seconds T] [--seed S] [CASE...]`: kill commands that write at random moments.
 
 After each kill the output must be absent, or be the whole old model or the whole new one, byte for byte, data file
-included. Half of the kills fall into the last fifth of the run, where files are written. Exit 0: always so. 1: not.
+included; a report whole or absent; a manifest readable. Half of the kills fall into the last fifth of the run, where
+files are written. Exit 0: always so. 1: not.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -15,25 +17,40 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "golden_models" / "cnn-digits"
+MODEL = str(ROOT / "golden_models" / "cnn-digits" / "model.onnx")
+SAMPLES = str(ROOT / "golden_models" / "cnn-digits" / "calib.npz")
+LANGUAGE = ROOT / "golden_models" / "decoder-stories" / "model.onnx"
+
+
+PROGRAM = (sys.executable, "-m", "qir")
+STREAMING = (  # as models of more than a gigabyte are quantized
+    sys.executable,
+    "-c",
+    "import sys; from qir.api import streaming; from qir.cli import main; streaming.streams.__defaults__ = (0,); "
+    "sys.exit(main())",
+)
 
 
 class Case:
-    """A command that writes OUT; ``others`` writes another model to the same place before."""
+    """A command that writes ``out.onnx``; ``other`` writes another model to the same place before."""
 
-    def __init__(self, name: str, command: Sequence[str], other: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], other: Sequence[str], folder: Path, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.name = name
         self.folder = folder / name
         self.folder.mkdir()
         self.out = self.folder / "out.onnx"
-        self.command = [sys.executable, "-m", "qir", *command, "-o", str(self.out)]
-        self.before = [sys.executable, "-m", "qir", *other, "-o", str(self.out)]
+        self.page = self.folder / "page.html"
+        told = [word.replace("{folder}", str(self.folder)) for word in command]
+        self.command = [*program, *told, "-o", str(self.out)]
+        self.before = [*program, *other, "-o", str(self.out)]
         began = time.monotonic()
         _run(self.command)
         self.seconds = time.monotonic() - began
@@ -43,7 +60,12 @@ class Case:
         assert self.old != self.new, f"{name}: the two models must differ for the check to mean something"
 
     def state(self) -> str | None:
-        """A digest of the model with its weights; None where there is no file. Raises where it is no whole model."""
+        """A digest of the model with its weights; None where there is no file. Raises where something is not whole."""
+        manifest = self.out.with_name("out.onnx.qir.json")
+        if manifest.exists():
+            json.loads(manifest.read_text())
+        if self.page.exists() and not self.page.read_text().rstrip().endswith("</html>"):
+            raise ValueError("half a report")
         if not self.out.exists():
             return None
         model = onnx.load(self.out)
@@ -74,21 +96,52 @@ def _run(command: Sequence[str]) -> None:
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def cases(folder: Path) -> Iterator[Case]:
-    model, samples = str(GOLDEN / "model.onnx"), str(GOLDEN / "calib.npz")
-    quantize = ["quantize", model, "--calib", samples, "--effort", "fast"]
-    yield Case("quantize", quantize, [*quantize, "--keep-float", "Gemm"], folder)
-    optimize = ["opt", model, "--external-data", "--passes"]
-    yield Case("opt-external-data", [*optimize, "optimize"], [*optimize, "canonicalize"], folder)
+def _quantize(folder: Path) -> Case:
+    command = ["quantize", MODEL, "--calib", SAMPLES, "--effort", "fast"]
+    return Case("quantize", command, [*command, "--keep-float", "Gemm"], folder)
 
 
-def kill(kills: int, seed: int, seconds: float = float("inf")) -> Counter[str]:
+def _optimize(folder: Path) -> Case:
+    command = ["opt", MODEL, "--external-data", "--passes"]
+    return Case("opt-external-data", [*command, "optimize"], [*command, "canonicalize"], folder)
+
+
+def _report(folder: Path) -> Case:
+    command = ["quantize", MODEL, "--calib", SAMPLES, "--effort", "fast"]
+    return Case("report", [*command, "--report", "{folder}/page.html"], [*command, "--keep-float", "Gemm"], folder)
+
+
+def _streaming(folder: Path) -> Case:
+    """A language model whose weights go tensor by tensor from data file to data file."""
+    source = str(folder / "weights.onnx")
+    _run([*PROGRAM, "opt", str(LANGUAGE), "--external-data", "--passes", "canonicalize", "-o", source])
+    command = ["quantize", source, "--preset"]
+    return Case("int4-streaming", [*command, "int4-weights"], [*command, "int8-weights"], folder, STREAMING)
+
+
+def _replay(folder: Path) -> Case:
+    recorded = folder / "recorded.onnx"
+    command = ["quantize", MODEL, "--calib", SAMPLES, "--effort", "fast"]
+    _run([*PROGRAM, *command, "-o", str(recorded)])
+    return Case("replay", ["quantize", "--replay", f"{recorded}.qir.json"], [*command, "--keep-float", "Gemm"], folder)
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "quantize": _quantize,
+    "opt-external-data": _optimize,
+    "report": _report,
+    "int4-streaming": _streaming,
+    "replay": _replay,
+}
+
+
+def kill(kills: int, seed: int, seconds: float = float("inf"), names: Sequence[str] = ()) -> Counter[str]:
     """What was found how often, ``CASE STATE`` each; after so many seconds no other kill is begun."""
     end = time.monotonic() + seconds
     rng = random.Random(seed)
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qir-kill-") as folder:
-        made = list(cases(Path(folder)))
+        made = [CASES[name](Path(folder)) for name in names or CASES]
         for number in range(kills):
             if time.monotonic() > end:
                 break
@@ -98,12 +151,15 @@ def kill(kills: int, seed: int, seconds: float = float("inf")) -> Counter[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/kill.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.kill", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
+    parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all where none is named")
     options = parser.parse_args()
-    found = kill(options.kills, options.seed, options.seconds)
+    if unknown := set(options.names) - set(CASES):
+        parser.error(f"unknown case {min(unknown)!r}: there are {', '.join(CASES)}")
+    found = kill(options.kills, options.seed, options.seconds, options.names)
     for what, count in sorted(found.items()):
         print(f"{count:5} {what}")
     return 1 if any("broken" in what for what in found) else 0

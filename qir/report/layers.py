@@ -9,7 +9,7 @@ from typing import Any
 from qir.quant.recipe import Recipe
 from qir.report.check import task_lines
 from qir.validation.advice import Advice
-from qir.validation.layers import Layer, LayerErrors
+from qir.validation.layers import EXACT, Layer, LayerErrors
 from qir.validation.metrics import Comparison, finite_db
 
 __all__ = ["COLUMNS", "ComparisonReport"]
@@ -167,7 +167,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
 
 
 def _db(value: float) -> str:
-    return "exact" if value > 110 else f"{max(value, -999):.1f}"
+    return "exact" if value > EXACT else f"{max(value, -999):.1f}"
 
 
 def _short(value: float) -> str:

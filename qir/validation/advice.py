@@ -24,7 +24,7 @@ from qir.pipeline.contract import NoProgress, Progress
 from qir.quant.recipe import METHODS, PRECISIONS, Choice, Method, Precision, Recipe
 from qir.targets import Target
 from qir.validation.injection import LINEAR, TRIED_METHODS, Bench, Group, Plan, open_bench
-from qir.validation.layers import Arrays, LayerErrors
+from qir.validation.layers import EXACT, Arrays, LayerErrors
 
 __all__ = ["Advice", "Suggestion", "advise"]
 
@@ -315,12 +315,8 @@ _LEAST_SET, _STRETCHES, _MOST_READERS, _TRIED_AGAIN = 3, 6, 4, 6
 
 def _quantized_nodes(found: LayerErrors) -> list[Node]:
     """Nodes of the float model whose results carry an error of their own, in order."""
-    noisy = [layer for layer in found.layers if layer.own is not None and layer.own_db < _EXACT]
-    return list(dict.fromkeys(layer.unit.node for layer in noisy if layer.unit.kind != "float"))
-
-
-_EXACT = 110.0
-"""dB at which an error is no more than float arithmetic's."""
+    noisy = [layer for layer in found.layers if layer.own is not None and layer.own_db < EXACT]
+    return list(dict.fromkeys(layer.unit.node for layer in noisy))
 
 
 def _affordable(reference: Model, nodes: int, feed: Arrays) -> int:

@@ -192,7 +192,7 @@ class Bench:
 
     def _open(self, way: str, edit: Any) -> None:
         units = _cut_at(self._found)
-        self._cuts[way] = self._stack.enter_context(Cut.open(self._found.quantized, units, self._factors, edit, True))
+        self._cuts[way] = self._stack.enter_context(Cut.open(self._found.quantized, units, self._factors, edit, True, OPTIMIZED))
 
     def _values(self, feed: Arrays) -> _Values:
         got = self._exposed.run(_taken(self._exposed, feed), list(self._names))
@@ -243,9 +243,9 @@ def open_bench(found: LayerErrors, nodes: Sequence[Node]) -> Iterator[Bench]:
         by_image = {unit.image: unit for unit in every}
         names = {name: by_image[image] for name, image in images.items()}
         injected = OrtRunner(stack.enter_context(runnable(model, annotations="drop")), OPTIMIZED)
-        values = OrtRunner(stack.enter_context(runnable(exposed, annotations="drop")), PLAIN)
+        values = OrtRunner(stack.enter_context(runnable(exposed, annotations="drop")), OPTIMIZED)
         float_cut = stack.enter_context(_float_cut(found.reference, [unit.value for unit in every]))
-        cut = stack.enter_context(Cut.open(found.quantized, every, found.factors, requantize=True))
+        cut = stack.enter_context(Cut.open(found.quantized, every, found.factors, None, True, OPTIMIZED))
         yield Bench(found, injected, places, values, names, float_cut, cut, stack, units)
 
 

@@ -1,8 +1,9 @@
 """Layer by layer: where the error of a quantized model comes from, and where it has got to.
 
-Three runs a sample. The float model hands out every value; the quantized one too, which gives the accumulated error;
+Five runs a sample. The float model hands out every value; the quantized one too, which gives the accumulated error;
 and the quantized one cut into pieces, each fed with the float values, which gives the error that a node adds by
-itself. Memory: the activations of one sample, a few times.
+itself. Two more runs of the pieces, with the runtime's optimisations on and off, give what its integer kernels add to
+that: some compute less exactly than their operator says. Memory: the activations of one sample, a few times.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from qir.ir import Model, Node, TensorType, Value
 from qir.ops.shape_inference import infer
 from qir.pipeline.contract import NoProgress, Progress
 from qir.quant.arithmetic import quantize
-from qir.runtime.session import PLAIN, OrtRunner
+from qir.runtime.session import OPTIMIZED, PLAIN, OrtRunner, SessionConfig
 from qir.validation.alignment import Alignment, Quantizer, Unit, align, dequantizers
 from qir.validation.metrics import OutputMetrics, finite_db
 
-__all__ = ["Cut", "Grid", "Layer", "LayerErrors", "compare_layers"]
+__all__ = ["EXACT", "Cut", "Grid", "Layer", "LayerErrors", "compare_layers"]
 
 Arrays = Mapping[str, np.ndarray]
+
+EXACT = 110.0
+"""dB at which an error is no more than float arithmetic's."""
 
 
 @dataclass(slots=True)
@@ -140,8 +144,10 @@ class LayerErrors:
     factors: Mapping[Value, np.ndarray] = field(default_factory=dict)
 
     def ranked(self) -> list[Layer]:
-        """Quantized nodes, the one with the largest error of its own first."""
-        found = [layer for layer in self.layers if layer.unit.kind != "float" and layer.own is not None]
+        """Quantized nodes, the one with the largest error of its own first; with them those whose weights were rounded
+        in whatever form, which shows in their error only."""
+        found = [layer for layer in self.layers if layer.own is not None]
+        found = [layer for layer in found if layer.unit.kind != "float" or layer.own_db < EXACT]
         return sorted(found, key=lambda layer: layer.own_db)
 
 
@@ -186,12 +192,12 @@ def _layer(unit: Unit, factor: np.ndarray | None) -> Layer:
 
 def _add(found: LayerErrors, run: _Runs, feed: Arrays) -> None:
     wanted, total = run.float_values(feed), run.accumulated(feed)
-    own = run.cut.run(feed, wanted)
+    own = run.own(feed, wanted)
     for layer in found.layers:
         unit = layer.unit
-        layer.total.add(wanted[unit.value], total[unit])
+        layer.total.add(*_without_masks(wanted[unit.value], total[unit]))
         if layer.own is not None:
-            layer.own.add(wanted[unit.value], own[unit])
+            layer.own.add(*_without_masks(wanted[unit.value], own[unit]))
         for grid in layer.grids:
             array = wanted.get(grid.quantizer.value)
             if array is None:
@@ -201,14 +207,36 @@ def _add(found: LayerErrors, run: _Runs, feed: Arrays) -> None:
     found.samples += 1
 
 
+def _without_masks(wanted: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both without entries that a mask has made huge, such as -3.4e38 or -10000 beside scores: their power would hide
+    any error of the others. Where all is huge, or the other side has no mask there, it counts as it is."""
+    size = np.abs(wanted)
+    masked = size >= _MASK
+    if not masked.any() or masked.all():
+        return wanted, got
+    smallest = float(size.min(where=masked, initial=np.inf))
+    if smallest < _BEYOND_SCALES and smallest < _DROWNS * float(size.max(where=~masked, initial=0.0)):
+        return wanted, got
+    with np.errstate(invalid="ignore"):
+        masked &= ~(np.abs(got) < 0.5 * size)
+    return np.where(masked, 0, wanted), np.where(masked, 0, got)
+
+
+_MASK, _DROWNS, _BEYOND_SCALES = 5e3, 100.0, 1e30
+"""From which size on an entry can be a mask's, how much larger than all others it then is, and what always is one."""
+
+
 class _Runs:
     """The loaded models of one comparison."""
 
-    def __init__(self, reference: OrtRunner, quantized: OrtRunner, names: _Names, cut: Cut) -> None:
+    def __init__(
+        self, reference: OrtRunner, quantized: OrtRunner, names: _Names, cut: Cut, kernels: tuple[Cut, Cut] | None
+    ) -> None:
         self._reference = reference
         self._quantized = quantized
         self._names = names
         self.cut = cut
+        self._kernels = kernels
 
     def factor(self, unit: Unit) -> np.ndarray | None:
         return self.cut.factors.get(unit.value)
@@ -216,6 +244,15 @@ class _Runs:
     def float_values(self, feed: Arrays) -> dict[Value, np.ndarray]:
         got = self._reference.run(_taken(self._reference, feed), list(self._names.ours))
         return {value: np.asarray(got[name]) for name, value in self._names.ours.items()}
+
+    def own(self, feed: Arrays, wanted: Mapping[Value, np.ndarray]) -> dict[Unit, np.ndarray]:
+        """What each unit makes of float values, with the error that the runtime's kernel makes of integers."""
+        made = self.cut.run(feed, wanted)
+        if self._kernels is None:
+            return made
+        fused, plain = (cut.run(feed, wanted) for cut in self._kernels)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return {unit: array + (fused[unit] - plain[unit]) for unit, array in made.items()}
 
     def accumulated(self, feed: Arrays) -> dict[Unit, np.ndarray]:
         got = self._quantized.run(_taken(self._quantized, feed), list(self._names.theirs))
@@ -237,8 +274,8 @@ def _runs(reference: Model, quantized: Model, alignment: Alignment, feeds: Seque
         by_image = {unit.image: unit for unit in alignment.units}
         names = _Names(dict(our_names), {name: by_image[image] for name, image in image_names.items()})
         float_runner = OrtRunner(stack.enter_context(runnable(ours, annotations="drop")), PLAIN)
-        their_runner = OrtRunner(stack.enter_context(runnable(theirs, annotations="drop")), PLAIN)
-        first = _Runs(float_runner, their_runner, names, Cut.none())
+        their_runner = OrtRunner(stack.enter_context(runnable(theirs, annotations="drop")), OPTIMIZED)
+        first = _Runs(float_runner, their_runner, names, Cut.none(), None)
         factors = _Factors()
         same = set(alignment.units)
         for feed in feeds:
@@ -252,8 +289,11 @@ def _runs(reference: Model, quantized: Model, alignment: Alignment, feeds: Seque
             {name: value for name, value in names.ours.items() if value in values},
             {name: unit for name, unit in names.theirs.items() if unit in same},
         )
-        cut = stack.enter_context(Cut.open(quantized, alignment.units, factors.found()))
-        yield _Runs(float_runner, their_runner, kept, cut)
+        pieces = [
+            stack.enter_context(Cut.open(quantized, alignment.units, factors.found(), requantize=again, config=config))
+            for again, config in ((False, PLAIN), (True, OPTIMIZED), (True, PLAIN))
+        ]
+        yield _Runs(float_runner, their_runner, kept, pieces[0], (pieces[1], pieces[2]))
 
 
 class Cut:
@@ -286,6 +326,7 @@ class Cut:
         factors: Mapping[Value, np.ndarray],
         edit: Edit | None = None,
         requantize: bool = False,
+        config: SessionConfig = PLAIN,
     ) -> Iterator[Cut]:
         """``edit`` may change the clone: it gets the map from the quantized model's nodes to the clone's. With
         ``requantize`` the values handed in pass the quantizers that stand behind them."""
@@ -318,7 +359,7 @@ class Cut:
             graph.add_output(image)
             outputs[image.name] = unit
         with runnable(clone.model, annotations="drop") as source:
-            yield cls(clone.model, OrtRunner(source, PLAIN), inputs, outputs, factors)
+            yield cls(clone.model, OrtRunner(source, config), inputs, outputs, factors)
 
     def factor_of(self, value: Value) -> np.ndarray | None:
         return self.factors.get(value)

@@ -31,7 +31,7 @@ def test_all_errors_together_are_the_error_of_the_model() -> None:
         (injected,) = bench.together(samples, [Plan()], NoProgress())
         everything = Plan(tuple((node, "float") for node in nodes))
         (left,) = bench.together(samples, [everything], NoProgress())
-    measured = compare(source, made, samples, lines=0).outputs_plain.sqnr_min_db
+    measured = compare(source, made, samples, lines=0).outputs.sqnr_min_db
     assert abs(injected - measured) < 1.0, (injected, measured)
     assert left > 100, "with every node in float no error is left"
 
