@@ -112,6 +112,8 @@ def read_sparse_tensor(buffer: Buffer, span: Span, external: ExternalFiles) -> S
 
 def _typed_data(proto: TensorProto, dtype: DType, dims: tuple[int, ...], name: str) -> np.ndarray | bytes:
     """The typed fields (float_data ...) as an array, or as packed bytes where they hold those (onnx.proto)."""
+    if dtype in (DType.COMPLEX64, DType.COMPLEX128) and (len(proto.float_data) + len(proto.double_data)) % 2:
+        raise ModelError(f"tensor {name!r} has half a complex number: the model is damaged, export it again")
     match dtype:
         case DType.STRING:
             array = np.fromiter(proto.string_data, object, len(proto.string_data))

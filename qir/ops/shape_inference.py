@@ -320,8 +320,12 @@ class _Run:
             self.unknown(view.node)
             raise Unknown
         scanned = view.attr("num_scan_inputs")
+        if not isinstance(scanned, int) or not 0 < scanned <= len(view.types):
+            raise RuleError(f"num_scan_inputs={scanned}, with {len(view.types)} inputs")
         count = len(view.types) - scanned
         axes = view.attr("scan_input_axes") or (0,) * scanned
+        if len(axes) != scanned:
+            raise RuleError(f"{len(axes)} scan_input_axes for {scanned} inputs")
         length: int | str | None = None
         elements: list[Type | None] = []
         for type_, axis in zip(view.types[count:], axes, strict=True):

@@ -54,6 +54,8 @@ def _window(view: NodeView, spatial: Shape, kernel: Sequence[Dim], ceil: bool = 
 
 
 def _conv_shape(view: NodeView, x: Shape | None, w: Shape | None) -> Shape | None:
+    if w is not None and len(w) < 3:
+        raise RuleError(f"weight of rank {len(w)}")
     if x is None:
         return None if w is None else (None, w[0], *[None] * (len(w) - 2))
     if len(x) < 3:
@@ -189,6 +191,8 @@ def _recurrent_types(view: NodeView, hidden_from: Shape | None) -> Types:
     data = view.tensor(0)
     directions = 2 if view.attr("direction", "forward") == "bidirectional" else 1
     hidden: Dim = view.attr("hidden_size")
+    if not isinstance(hidden, int | None):
+        raise RuleError(f"hidden_size={hidden} is no number")
     if hidden is None and hidden_from is not None and len(hidden_from) == 3:
         hidden = hidden_from[2]
     if data.shape is not None and len(data.shape) != 3:

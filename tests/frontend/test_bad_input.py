@@ -153,6 +153,8 @@ def test_tensors_that_do_not_fit_their_type() -> None:
     assert "impossible shape" in rejected(model)
     model.graph.initializer[1].data_type = 77
     assert "unknown element type 77" in rejected(model)
+    model.graph.initializer[1].CopyFrom(onnx.TensorProto(name="t", data_type=14, dims=[1], float_data=[1]))
+    assert "half a complex number" in rejected(model)
 
 
 # External data

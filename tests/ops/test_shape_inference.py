@@ -289,3 +289,31 @@ def test_types_are_written_through_the_journal() -> None:
     assert y.shape == (2,)
     net.model.rollback()
     assert y.type is None
+
+
+def test_attributes_that_break_their_schema_are_the_nodes_fault() -> None:
+    net = Net()
+    x = net.input("x", 1, 8, 2)
+    net.graph.add_node("LSTM", [x, x, x], {"hidden_size": [3, 3]}, outputs=3, name="lstm")
+    net.graph.add_node("Conv", [net.graph.add_input("any", TensorType(DType.FLOAT, None)), net.input("w")], name="conv")
+    problems = infer(net.model).problems
+    assert "hidden_size" in problems["lstm"]
+    assert "weight of rank 0" in problems["conv"]
+    for said, wanted in (
+        ("num_scan_inputs=123456789012", "with 1 inputs"),
+        ("num_scan_inputs=1, scan_input_axes=[0, 0]", "2 scan_input_axes for 1 inputs"),
+    ):
+        scan = parse_model(SCAN.replace("num_scan_inputs=1", said))
+        assert wanted in infer(scan).problems["scan"]
+
+
+SCAN = """model ir=8 opset=[17]
+graph g(%x: f32[3,2]) -> (%y)
+{
+  %y: f32[3,2] = Scan(%x) {
+    num_scan_inputs=1,
+    body = graph b(%a: f32[2]) -> (%n) {
+      %n: f32[2] = Neg(%a)
+    }
+  } name="scan"
+}"""
