@@ -1,7 +1,7 @@
 """Every precision on the models of ../shared/zoo: preset by model, beside onnxruntime's own quantizers, in one run.
 
     python tools/bench/precision.py [--models NAME...] [--variants NAME...] [--peers NAME...] [--samples 100]
-        [--peer-python PYTHON] [--json FILE] [--folder DIR]
+        [--peer-python PYTHON] [--json FILE] [--folder DIR] [--resume] [--untimed]
 
 A variant is a preset with its arguments (VARIANTS), a peer a way to call onnxruntime's quantizers
 (`precision_peers.py`); `--list` shows both. HQQ and k-quant need torch: `--peer-python` names an interpreter that has
@@ -10,8 +10,13 @@ it, with onnx and onnxruntime. What cannot be made has a row that says why.
 Size is that of the file over the float file's; "coded" what stands in the file for the float weights that are no longer
 there, scales and tables included, over the bytes of those. SQNR in dB of the first output and of the worst; agreement
 is that of decisions (the next token of a language model). The task metric is the zoo's own, perplexity for language
-models: lower is better there. All models made of one float model are then timed together, on one thread, in rounds that
-run each once: speed is float's median over that of the row. Below the table: each peer beside the preset of its size.
+models: lower is better there. Drop is how much worse than float, with the 95 % interval over the same samples: in
+points (hundredths), for a language model in hundredths of a nat. All models made of one float model are then timed
+together, on one thread, in rounds that run each once: speed is float's median over that of the row. Below the table:
+each peer beside the preset of its size.
+
+What takes long can be made in turns: with `--resume` the rows in `--json FILE` whose models stand in `--folder` are not
+made again (timed they are), and `--untimed` leaves the timing to the last turn.
 """
 
 from __future__ import annotations
@@ -33,11 +38,12 @@ import numpy as np
 from qir.pipeline import Preset, default_registry
 from qir.runtime.latency import LatencyComparison, bootstrap_ratio, timing_config
 from qir.runtime.session import OPTIMIZED, OrtRunner
-from qir.validation.metrics import compare, finite_db
+from qir.validation.metrics import Comparison, finite_db
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from int8 import _QIR, SHARED, Bench, Row, load_zoo, number, ratio  # a sibling program
-from precision_peers import PEERS  # and another
+from int8 import _QIR, CALIBRATION_SAMPLES, SHARED, Bench, Row, load_zoo, number, ratio, stack  # a sibling program
+from precision_peers import PEERS
+from zoo_scores import ZooScores
 
 _FOLD = ("--set", "emit-weight-only.form=fold")
 _NBITS = ("--set", "emit-weight-only.form=contrib")
@@ -113,18 +119,21 @@ COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
 SECONDS = 3.0
 """For one model's turn in the rounds of timing, about."""
 
-HEADER = (
-    "| model | by | size | coded | SQNR dB | min dB | agreement | task (float) | speed [95 %] | seconds |\n"
-    + "|---" * 10
-    + "|"
-)
+COLUMNS = (
+    "model", "by", "size", "coded", "SQNR dB", "min dB", "agreement", "task (float)", "drop [95 %]", "speed [95 %]",
+    "seconds",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 @dataclass
 class PrecisionRow(Row):
-    """``coded``: bytes of what replaced float weights over the bytes of those; None where none was replaced."""
+    """``coded``: bytes of what replaced float weights over the bytes of those; None where none was replaced. ``drop``:
+    of the task metric, with the ends of its interval, over ``samples`` samples."""
 
     coded: float | None = None
+    samples: int | None = None
+    drop: tuple[float, float, float] | None = None
 
     @property
     def task_text(self) -> str:
@@ -132,10 +141,21 @@ class PrecisionRow(Row):
             return f"ppl {math.exp(self.task):.3f} ({math.exp(self.task_float):.3f})"
         return f"{number(self.task, '.4f')} ({number(self.task_float, '.4f')})"
 
+    @property
+    def drop_text(self) -> str:
+        if self.drop is None:
+            return "–"
+        drop, low, high = (100 * part for part in self.drop)
+        return f"{drop:.1f} [{low:.1f}, {high:.1f}]"
+
     def line(self) -> str:
         """One row of the table."""
         if self.error is not None:
-            return f"| {self.model} | {self.by} | **fails**: {self.error.replace('|', '/')} " + "| " * 7 + "|"
+            return (
+                f"| {self.model} | {self.by} | **fails**: {self.error.replace('|', '/')} "
+                + "| " * (len(COLUMNS) - 3)
+                + "|"
+            )
         cells = [
             self.model,
             self.by,
@@ -145,6 +165,7 @@ class PrecisionRow(Row):
             number(self.sqnr_min_db, ".1f"),
             number(self.agreement, ".3f"),
             self.task_text,
+            self.drop_text,
             ratio(self.latency),
             number(self.seconds, ".1f"),
         ]
@@ -152,17 +173,45 @@ class PrecisionRow(Row):
 
 
 class PrecisionBench(Bench):
-    """Accuracy and size of each model; its speed comes later, together with the others'."""
+    """Accuracy and size of each model; its speed comes later, together with the others'.
+
+    The float model runs once, not once a row, and each other model once for all numbers.
+    """
+
+    def __init__(self, zoo: Any, name: str, folder: Path, samples: int | None) -> None:
+        self.zoo, self.name, self.folder = zoo, name, folder
+        self.model, self.calib, self.feeds, labels = zoo.load(name, CALIBRATION_SAMPLES, samples)
+        self.calib_file = folder / f"{name}.calib.npz"
+        np.savez(self.calib_file, **stack(self.calib))
+        self.reference = OrtRunner(self.model)
+        self.scores = ZooScores(zoo, name, labels, samples)
+        self.wanted = [self.reference.run(feed) for feed in self.feeds]
+        self._float = self._scored(self.wanted)
 
     def row(self, by: str, argv: Sequence[str], against: Path | None = None) -> PrecisionRow:
-        return PrecisionRow(**vars(super().row(by, argv)))
+        self._got = np.empty(0)
+        row = PrecisionRow(**vars(super().row(by, argv)), samples=len(self.feeds))
+        if row.error is None:
+            row.coded = coded_share(self.model, self.out(by))
+            if len(self._got):
+                row.task, row.task_float = self.scores.value(self._got), self.scores.value(self._float)
+                row.drop = self.scores.drop(self._float, self._got)
+        return row
+
+    def _scored(self, outputs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        chosen = self.scores.output or next(iter(outputs[0]))
+        return self.scores.of([one[chosen] for one in outputs])
 
     def _measure(self, row: Row, out: Path, against: Path | None) -> None:
-        accuracy = compare(self.reference, OrtRunner(out), self.feeds)
+        runner = OrtRunner(out)
+        made = [runner.run(feed) for feed in self.feeds]
+        accuracy = Comparison([spec.name for spec in self.reference.outputs])
+        for want, got in zip(self.wanted, made, strict=True):
+            accuracy.add(want, got)
         row.sqnr_db, row.sqnr_min_db = finite_db(accuracy.sqnr_db), finite_db(accuracy.sqnr_min_db)
         row.agreement = accuracy.agreement
-        row.task_float, row.task = self.task_float, float(self.zoo.evaluate(self.name, str(out), self.samples))
         row.size_ratio = out.stat().st_size / Path(self.model).stat().st_size
+        self._got = self._scored(made)
 
     def time(self, rows: Sequence[PrecisionRow]) -> None:
         """Speed of all rows that have a model, in one run with the float model."""
@@ -231,20 +280,37 @@ def _constants(file: str) -> Iterator[tuple[int, bytes]]:
 
 
 def table(zoo: Any, options: argparse.Namespace, folder: Path) -> list[PrecisionRow]:
-    rows: list[PrecisionRow] = []
+    rows = earlier(options.json) if options.resume else []
     print(HEADER, flush=True)
     for name in options.models:
-        bench = PrecisionBench(zoo, name, folder, options.samples)
+        bench = PrecisionBench(zoo, name, folder, options.samples or None)
         jobs = {variant: _qir_job(bench, variant) for variant in options.variants}
         jobs |= {peer: _peer_job(bench, peer, options.peer_python) for peer in options.peers}
-        made = [bench.row(by, argv) for by, argv in jobs.items()]
-        for row in made:
-            if row.error is None:
-                row.coded = coded_share(bench.model, bench.out(row.by))
-        bench.time(made)
+        made = [row for row in rows if row.model == name and (row.error or bench.out(row.by).exists())]
+        rows = [row for row in rows if row.model != name]
+        known = {row.by for row in made}
+        for by, argv in jobs.items():
+            if by not in known:
+                made.append(bench.row(by, argv))
+                _write(options.json, [*rows, *made])
+        if not options.untimed:
+            bench.time(made)
         print(*(row.line() for row in made), sep="\n", flush=True)
         rows += made
+        _write(options.json, rows)
     return rows
+
+
+def earlier(file: Path) -> list[PrecisionRow]:
+    """The rows of a run before, without their times."""
+    if not file.exists():
+        return []
+    return [PrecisionRow(**{**row, "latency": None}) for row in json.loads(file.read_text())]
+
+
+def _write(file: Path | None, rows: Sequence[PrecisionRow]) -> None:
+    if file is not None:
+        file.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=str) + "\n")
 
 
 def beside_peers(rows: Sequence[PrecisionRow]) -> Iterator[str]:
@@ -291,8 +357,10 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(DEFAULT_MODELS))
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="NAME", default=list(DEFAULT_PEERS))
-    parser.add_argument("--samples", type=int, default=100, help="evaluation samples at most (default 100)")
+    parser.add_argument("--samples", type=int, default=100, help="evaluation samples at most (default 100; 0: all)")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="what runs the peers")
+    parser.add_argument("--resume", action="store_true", help="take over the rows of --json with models in --folder")
+    parser.add_argument("--untimed", action="store_true", help="leave the timing to a later run with --resume")
     parser.add_argument("--list", action="store_true", help="name the variants and peers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parser.add_argument("--folder", type=Path, help="keep samples and models here (default: a temporary folder)")
@@ -303,14 +371,15 @@ def main() -> int:
     if not (SHARED / "zoo" / "load.py").is_file():
         print("../shared/zoo is not there: nothing to measure")
         return 0
+    if options.resume and (options.json is None or options.folder is None):
+        parser.error("--resume needs --json and --folder, where the run before left its rows and models")
     options.variants = available(DEFAULT_VARIANTS) if options.variants is None else options.variants
     with tempfile.TemporaryDirectory(prefix="qir-bench-") as temporary:
         folder: Path = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         rows = table(load_zoo(), options, folder)
-    print("", *beside_peers(rows), sep="\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=str) + "\n")
+    if not options.untimed:
+        print("", *beside_peers(rows), sep="\n")
     return int(any(row.error and row.by in VARIANTS for row in rows))
 
 
