@@ -76,9 +76,10 @@ class Comparison:
             self._inputs(match)
         PairComparison(self, match, regions).run()
         self._outputs(match, named=main)
+        ids_a, ids_b = self.old.ids, self.new.ids
         for x, y in enumerate(match.forward):
             if y >= 0:
-                self.pairs[self.old.id(a.nodes[x])] = self.new.id(b.nodes[y])
+                self.pairs[ids_a[a.nodes[x]]] = ids_b[b.nodes[y]]
                 if x in a.bodies or y in b.bodies:
                     self._bodies(match, x, y, outer)
 

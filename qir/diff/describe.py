@@ -26,11 +26,12 @@ class Describer:
         self.model = model
 
     @cached_property
-    def _ids(self) -> dict[Node, int]:
+    def ids(self) -> dict[Node, int]:
+        """By node: its place in ``Model.walk()``."""
         return {node: index for index, node in enumerate(self.model.walk())}
 
     def id(self, node: Node) -> int:
-        return self._ids[node]
+        return self.ids[node]
 
     def ref(self, view: View, number: int) -> NodeRef:
         node = view.nodes[number]
@@ -43,7 +44,7 @@ class Describer:
         """The nodes of a copy with inferred types, by id; none where the model is too large for that."""
         from qir.ops.shape_inference import infer
 
-        if len(self._ids) > MOST_INFERRED:
+        if len(self.ids) > MOST_INFERRED:
             return []
         copy = self.model.clone()
         infer(copy)
@@ -54,7 +55,7 @@ class Describer:
         producer = value.producer
         if producer is None or not self._inferred:
             return value.type
-        return self._inferred[self._ids[producer]].outputs[value.index].type
+        return self._inferred[self.ids[producer]].outputs[value.index].type
 
     def op(self, view: View, number: int) -> str:
         return _op(view.nodes[number])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -10,7 +11,8 @@ from qir.diff.changes import ModelFacts
 from qir.diff.describe import MOST_INFERRED
 from qir.diff.folding import Note
 from qir.diff.view import Constant, View, all_views
-from qir.ir import Model, Node, SparseTensor, Tensor, TensorType, Value, format_type
+from qir.ir import DType, Model, Node, SparseTensor, Tensor, TensorType, Value, format_type
+from qir.ir.packing import packed_size
 
 __all__ = ["model_facts"]
 
@@ -26,20 +28,31 @@ _INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulI
 def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
     """``views`` are those of the main graph and of all functions."""
     views = [inner for view in views for inner in all_views(view)]
-    nodes = [node for node in model.walk() if node.op != "Constant"]
-    constants = _constants(model)
+    nodes = list(model.walk())
+    ops = Counter(node.op_id for node in nodes)
+    names: Counter[str] = Counter()
+    for (domain, op, _), count in ops.items():
+        if op != "Constant":
+            names[f"{domain}.{op}" if domain not in ("", "ai.onnx") else op] += count
+    constants = _constants(model, nodes if any(op == "Constant" for _, op, _ in ops) else ())
+    kinds = Counter((tensor.dtype, tensor.shape) for tensor in constants)  # most are alike in a large graph
     bytes_by_dtype: Counter[str] = Counter()
+    for (dtype, shape), count in kinds.items():
+        if dtype is not DType.STRING:
+            bytes_by_dtype[str(dtype)] += count * packed_size(dtype, math.prod(shape))
     for tensor in constants:
-        bytes_by_dtype[str(tensor.dtype)] += tensor.nbytes
-    macs, unknown = _macs(nodes)
+        if tensor.dtype is DType.STRING:
+            bytes_by_dtype[str(tensor.dtype)] += tensor.nbytes
+    products = any(op in _PRODUCTS or op in _INTEGER_PRODUCTS for _, op, _ in ops)
+    macs, unknown = _macs(nodes) if products else (0, 0)
     batch: dict[str, int] = {}
     if unknown and len(nodes) <= MOST_INFERRED and (batch := open_batch(model)):
-        macs, unknown = _macs(node for node in with_symbols(model, batch).walk() if node.op != "Constant")
+        macs, unknown = _macs(with_symbols(model, batch).walk())
     graph = model.graph
     return ModelFacts(
-        nodes=len(nodes),
-        ops=_most_first(Counter(map(_op_name, nodes))),
-        parameters=sum(tensor.size for tensor in constants),
+        nodes=names.total(),
+        ops=_most_first(names),
+        parameters=sum(count * math.prod(shape) for (_, shape), count in kinds.items()),
         bytes_by_dtype=_most_first(bytes_by_dtype),
         macs=macs,
         macs_unknown=unknown,
@@ -51,16 +64,13 @@ def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
     )
 
 
-def _op_name(node: Node) -> str:
-    return f"{node.domain}.{node.op}" if node.domain not in ("", "ai.onnx") else node.op
-
-
 def _most_first(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _constants(model: Model) -> list[Tensor]:
-    """Dense tensors of initializers and Constant nodes; a sparse one stands for its values and indices. Each once."""
+def _constants(model: Model, nodes: Iterable[Node]) -> list[Tensor]:
+    """Dense tensors of initializers and of Constants among the nodes; a sparse one stands for its values and indices.
+    Each once."""
     found: dict[int, Tensor] = {}
 
     def add(content: Constant | None) -> None:
@@ -73,7 +83,7 @@ def _constants(model: Model) -> list[Tensor]:
     for graph in model.graphs():
         for value in graph.initializers:
             add(value.const)
-    for node in model.walk():
+    for node in nodes:
         if node.op == "Constant":
             for attribute in node.attributes.values():
                 if isinstance(attribute.value, Tensor | SparseTensor):
@@ -99,7 +109,7 @@ def _precision(views: list[View]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for view in views:
         for number, op in enumerate(view.ops):
-            if op[1] in _PRODUCTS or view.nodes[number].op in _INTEGER_PRODUCTS:
+            if op[1] in _PRODUCTS or op[1] in _INTEGER_PRODUCTS:
                 counts[_numbers_of(view, number)] += 1
     return counts
 

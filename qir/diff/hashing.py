@@ -27,7 +27,7 @@ def canonical_order(view: View, outputs: Sequence[int]) -> list[int]:
     """
     done = bytearray(len(view.nodes))
     order: list[int] = []
-    values, slots = view.values, view.slots
+    makers, slots = view.makers, view.slots
 
     def visit(root: int) -> None:
         if done[root]:
@@ -38,7 +38,7 @@ def canonical_order(view: View, outputs: Sequence[int]) -> list[int]:
             node, place = stack[-1]
             operands = slots[node]
             while place < len(operands):
-                producer = values[operands[place].value].producer
+                producer = makers[operands[place][1]]
                 place += 1
                 if producer >= 0 and not done[producer]:
                     done[producer] = 1
@@ -50,8 +50,8 @@ def canonical_order(view: View, outputs: Sequence[int]) -> list[int]:
                 stack.pop()
 
     for output in outputs:
-        if values[output].producer >= 0:
-            visit(values[output].producer)
+        if makers[output] >= 0:
+            visit(makers[output])
     if len(order) < len(view.nodes):
         for node in range(len(view.nodes)):
             if not any(view.consumers[made] for made in view.results[node]):
@@ -79,11 +79,11 @@ def down_ranks(
     for number, content in enumerate(view.values):
         if content.producer < 0:
             known[number] = leaf(number, content)
-    free, all_slots, all_results = view.free, view.slots, view.results
+    free, all_slots, all_results, put = view.free, view.slots, view.results, intern.setdefault
     for node in order:
         slots = all_slots[node]
         key: tuple[int, ...]
-        if len(slots) == 1 and slots[0].index < CAPTURED:
+        if len(slots) == 1 and slots[0][0] < CAPTURED:
             index, value, _, note = slots[0]
             key = (labels[node], index, known[value], note if notes else 0)
         elif free[node] and slots:
@@ -97,7 +97,7 @@ def down_ranks(
                 if captured or index < CAPTURED:
                     parts += (index, known[value], note if notes else 0)
             key = tuple(parts)
-        rank = ranks[node] = intern[key]
+        rank = ranks[node] = put(key, len(intern))
         results = all_results[node]
         if results:
             known[results[0]] = rank
@@ -117,19 +117,24 @@ def up_ranks(
     exits: dict[int, list[int]] = {}
     for value, rank in outputs:
         exits.setdefault(value, []).append(intern(("output", rank)))
-    consumers, results = view.consumers, view.results
+    consumers, results, put = view.consumers, view.results, intern.setdefault
     for node in reversed(order):
+        made_here = results[node]
+        if len(made_here) == 1 and len(readers := consumers[made_here[0]]) == 1 and made_here[0] not in exits:
+            reader, slot = readers[0]  # most nodes
+            ranks[node] = put((labels[node], 0, slot, ranks[reader]), len(intern))
+            continue
         parts: list[tuple[int, int, int]] = []
-        for index, made in enumerate(results[node]):
+        for index, made in enumerate(made_here):
             for reader, slot in consumers[made]:
                 parts.append((index, slot, ranks[reader]))
             if made in exits:
                 parts += [(index, -1, rank) for rank in exits[made]]
         if len(parts) == 1:
-            ranks[node] = intern[(labels[node], *parts[0])]
+            ranks[node] = intern((labels[node], *parts[0]))
         else:
             parts.sort()
-            ranks[node] = intern[(labels[node], *parts)]
+            ranks[node] = put((labels[node], *parts), len(intern))
     return ranks
 
 

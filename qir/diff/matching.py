@@ -38,7 +38,7 @@ _COST_OTHER = 1.7
 
 def match_graphs(a: View, b: View, intern: Interner, outer: dict[Value, int]) -> GraphMatch:
     """Steps 1 to 3. ``outer``: ranks of values of the scopes around, equal for those that correspond."""
-    match = GraphMatch(a, b, [-1] * len(a.nodes), [-1] * len(b.nodes))
+    match = GraphMatch(a, b, [-1] * len(a.nodes), [-1] * len(b.nodes), settled=[False] * len(a.nodes))
     _Matcher(match, intern, outer).run()
     return match
 
@@ -65,12 +65,14 @@ class _Matcher:
         up_b = up_ranks(b, m.order_b, b.strict, self.intern, exits_b)
         self._pair_equal(list(zip(m.down_a, up_a, strict=True)), list(zip(m.down_b, up_b, strict=True)), several=True)
         if self._finished() and m.down_a == [m.down_b[y] for y in m.forward]:
+            m.settle(range(len(a.nodes)))
             m.orient_all()
             return
         self._pair_equal(m.down_a, m.down_b)
         self._pair_equal(up_a, up_b)
-        self._spread(a.strict, b.strict, contents=True)
+        self._spread(a.equal, b.equal)
         self._rests()
+        m.settle(range(len(a.nodes)))
         refine(m)
         m.orient_all()
 
@@ -169,31 +171,30 @@ class _Matcher:
                 found = True
         return found
 
-    def _spread(self, labels_a: list[int], labels_b: list[int], *, contents: bool) -> None:
-        """From every matched pair along its edges to nodes of equal labels; ``contents``: constants must hold the
-        same."""
+    def _spread(self, labels_a: list[int], labels_b: list[int]) -> None:
+        """From every matched pair along its edges to nodes of equal labels."""
         m, a, b = self.m, self.a, self.b
-        work = [(x, m.forward[x]) for x in self._border()]
+        forward, backward, makers_a, makers_b = m.forward, m.backward, a.makers, b.makers
+        work = [(x, forward[x]) for x in self._border()]
 
         def fits(x: int, y: int) -> bool:
-            if m.forward[x] >= 0 or m.backward[y] >= 0 or labels_a[x] != labels_b[y]:
-                return False
-            return not contents or _constants(a, x) == _constants(b, y)
+            return labels_a[x] == labels_b[y] and forward[x] < 0 and backward[y] < 0
 
         while work:
             x, y = work.pop()
             if a.free[x] and b.free[y]:
                 m.orient(x)
             slots_a, slots_b = a.slots[x], b.slots[y]
-            for place, slot in enumerate(slots_a):
-                other = slots_b[place] if place < len(slots_b) else None
-                if other is None or other.index != slot.index:
-                    other = next((each for each in slots_b if each.index == slot.index), None)
-                if other is None or slot.index >= CAPTURED:
+            for place, (index, va, _, _) in enumerate(slots_a):
+                p = makers_a[va]
+                if p < 0 or forward[p] >= 0 or index >= CAPTURED:
                     continue
-                made_a, made_b = a.values[slot.value], b.values[other.value]
-                p, q = made_a.producer, made_b.producer
-                if p >= 0 and q >= 0 and made_a.index == made_b.index and fits(p, q):
+                other = slots_b[place] if place < len(slots_b) else None
+                if other is None or other.index != index:
+                    other = next((each for each in slots_b if each.index == index), None)
+                if other is None or (q := makers_b[other.value]) < 0 or not fits(p, q):
+                    continue
+                if a.values[va].index == b.values[other.value].index:
                     self._pair(p, q)
                     work.append((p, q))
             for made_x, made_y in zip(a.results[x], b.results[y], strict=False):
@@ -204,9 +205,11 @@ class _Matcher:
                         self._pair(p, q)
                         work.append((p, q))
                     continue
-                readers_a = [r for r in a.consumers[made_x] if m.forward[r[0]] < 0]
-                readers_b = [r for r in b.consumers[made_y] if m.backward[r[0]] < 0]
-                if not readers_a or not readers_b or len(readers_a) * len(readers_b) > 4096:
+                readers_a = [r for r in all_a if forward[r[0]] < 0]
+                if not readers_a:
+                    continue
+                readers_b = [r for r in all_b if backward[r[0]] < 0]
+                if not readers_b or len(readers_a) * len(readers_b) > 4096:
                     continue
                 for p, place in readers_a:
                     fitting = [q for q, other_place in readers_b if place == other_place and fits(p, q)]
@@ -222,14 +225,18 @@ class _Matcher:
         m = self.m
         found: dict[int, None] = {}
         for side, (view, partner) in enumerate(((self.a, m.forward), (self.b, m.backward))):
+            makers, consumers = view.makers, view.consumers
             for node, mate in enumerate(partner):
                 if mate >= 0:
                     continue
-                near = [view.values[slot.value].producer for slot in view.slots[node]]
-                near += [reader for made in view.results[node] for reader, _ in view.consumers[made]]
-                for other in near:
+                for slot in view.slots[node]:
+                    other = makers[slot[1]]
                     if other >= 0 and partner[other] >= 0:
                         found[other if side == 0 else partner[other]] = None
+                for made in view.results[node]:
+                    for other, _ in consumers[made]:
+                        if partner[other] >= 0:
+                            found[other if side == 0 else partner[other]] = None
         return list(found)
 
     def _rests(self) -> None:
@@ -243,21 +250,21 @@ class _Matcher:
         """Rests too large to align: landmarks by surroundings, then by runs, with contents and then without."""
         a, b = self.a, self.b
         self._pair_rings(8)
-        self._spread(a.strict, b.strict, contents=True)
+        self._spread(a.equal, b.equal)
         if not self._large():
             return
-        self._pair_runs(_equal_keys(a, self.intern), _equal_keys(b, self.intern))
-        self._spread(a.strict, b.strict, contents=True)
+        self._pair_runs(a.equal, b.equal)
+        self._spread(a.equal, b.equal)
         if not self._large():
             return
         downs, ups = self._anchored_ranks()
         self._pair_equal(list(zip(downs[0], ups[0], strict=True)), list(zip(downs[1], ups[1], strict=True)))
         self._pair_equal(downs[0], downs[1])
         self._pair_equal(ups[0], ups[1])
-        self._spread(a.labels, b.labels, contents=False)
+        self._spread(a.labels, b.labels)
         if self._large():
             self._pair_runs(a.labels, b.labels)
-            self._spread(a.labels, b.labels, contents=False)
+            self._spread(a.labels, b.labels)
 
     def _large(self) -> bool:
         return any(len(x) * len(y) > _MOST_CELLS for x, y in problems(self.m))
@@ -276,8 +283,8 @@ class _Matcher:
             else:
                 large = True
         if not large:
-            self._spread(self.a.labels, self.b.labels, contents=False)
-            self._spread(self.a.op_keys, self.b.op_keys, contents=False)
+            self._spread(self.a.labels, self.b.labels)
+            self._spread(self.a.op_keys, self.b.op_keys)
         return large
 
     def _align(self, rest_a: list[int], rest_b: list[int]) -> None:
@@ -296,7 +303,7 @@ class _Matcher:
             if _is_constant(view, s.value)
         )
         return (
-            self.intern(("equal", view.strict[node], _constants(view, node))),
+            view.equal[node],
             self.intern(("shapes", view.labels[node], shapes)),
             view.labels[node],
             view.op_keys[node],
@@ -307,9 +314,8 @@ class _Matcher:
         m = self.m
         hashes = []
         for view, partner in ((self.a, m.forward), (self.b, m.backward)):
-            keys = _equal_keys(view, self.intern)
             leaves = np.array([c.key if c.constant is not None else 1 for c in view.values] or [0], np.uint64)
-            ring = ring_ranks(view, np.array(keys, np.uint64), leaves, radius)
+            ring = ring_ranks(view, np.array(view.equal, np.uint64), leaves, radius)
             hashes.append([int(h) if partner[n] < 0 else -1 for n, h in enumerate(ring)])
         places = {node: place for place, node in enumerate(m.order_b)}
         once_a, once_b = _unique(hashes[0]), _unique(hashes[1])
@@ -339,22 +345,6 @@ def _once(ranks: Sequence[object], order: list[int], partner: list[int], common:
 
 def _is_constant(view: View, value: int) -> bool:
     return view.values[value].constant is not None
-
-
-def _constants(view: View, node: int) -> tuple[tuple[int, int, int], ...]:
-    values = view.values
-    free = view.free[node]
-    return tuple(
-        [
-            (0 if free else slot.index, values[slot.value].key, slot.note_key)
-            for slot in view.slots[node]
-            if values[slot.value].constant is not None
-        ]
-    )
-
-
-def _equal_keys(view: View, intern: Interner) -> list[int]:
-    return [intern(("equal", view.strict[n], _constants(view, n))) for n in range(len(view.nodes))]
 
 
 def _cut(view: View, partner: list[int]) -> View:

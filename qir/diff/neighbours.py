@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qir.diff.view import Content, View
@@ -33,6 +34,8 @@ class GraphMatch:
     order_b: list[int] = field(default_factory=list)
     turned: set[int] = field(default_factory=set)
     """Commutative nodes of ``b`` whose operands the view has in the other order, that of their counterpart."""
+    settled: list[bool] = field(default_factory=list)
+    """By node of ``a``: see ``settle``."""
     exits: tuple[dict[int, int], dict[int, int]] | None = None
     """By value of either graph: the number of the pair of outputs that it is; made when first asked for."""
 
@@ -47,36 +50,48 @@ class GraphMatch:
             self.exits = one, two
         return self.exits[side]
 
-    def agrees(self, x: int) -> bool:
-        """The quick answer for most pairs: every operand is made by nodes that are a pair, or is no result of a node
-        on both sides."""
-        values_a, values_b, forward = self.a.values, self.b.values, self.forward
-        slots_a, slots_b = self.a.slots[x], self.b.slots[forward[x]]
-        if len(slots_a) != len(slots_b):
-            return False
-        for (index, va, _, _), (other_index, vb, _, _) in zip(slots_a, slots_b, strict=True):
-            one, two = values_a[va], values_b[vb]
-            if index != other_index or one.index != two.index:
-                return False
-            if one.producer >= 0:
-                if two.producer < 0 or forward[one.producer] != two.producer:
-                    return False
-            elif one.constant is None or two.constant is None:
-                return False
-        return True
+    def settle(self, pairs: Iterable[int]) -> None:
+        """Find out anew which of these nodes of ``a`` are the same as their counterpart and read the same: operands of
+        pairs, equal constants, corresponding inputs, in this order and stored alike. So no more needs to be asked of
+        most nodes."""
+        a, b, forward, settled = self.a, self.b, self.forward, self.settled
+        makers_a, makers_b, equal_a, equal_b = a.makers, b.makers, a.equal, b.equal
+        values_a, values_b, slots_a, slots_b = a.values, b.values, a.slots, b.slots
+        for x in pairs:
+            y = forward[x]
+            settled[x] = False
+            if y < 0 or equal_a[x] != equal_b[y] or len(slots_a[x]) != len(slots_b[y]):
+                continue
+            for (index, va, _, note), (other_index, vb, _, other_note) in zip(slots_a[x], slots_b[y], strict=True):
+                p = makers_a[va]
+                if index != other_index or note != other_note:
+                    break
+                if p >= 0:
+                    if forward[p] != makers_b[vb] or values_a[va].index != values_b[vb].index:
+                        break
+                elif makers_b[vb] >= 0 or not self._same_leaf(va, vb):
+                    break
+            else:
+                settled[x] = True
+
+    def _same_leaf(self, va: int, vb: int) -> bool:
+        """Of values that no node makes: equal constants, or inputs that correspond."""
+        one, two = self.a.values[va], self.b.values[vb]
+        if one.constant is not None or two.constant is not None:
+            return one.constant is not None and two.constant is not None and one.key == two.key
+        return self.leaf_a[va] == self.leaf_b[vb]
 
     def orient(self, x: int, *, final: bool = False) -> None:
         """Exchange the operands of ``b``'s node in the view where it is commutative and they correspond the other way
         round; ``turned`` remembers. ``final``: what is not matched now was added or removed."""
         a, b, y = self.a, self.b, self.forward[x]
         (a0, a1), (b0, b1) = a.slots[x], b.slots[y]
-        made_a, made_b = a.values[a0.value], b.values[b0.value]
-        other_a, other_b = a.values[a1.value], b.values[b1.value]
+        p, q, forward = a.makers[a0.value], a.makers[a1.value], self.forward
         if (
-            self.forward[made_a.producer] == made_b.producer >= 0 <= other_b.producer == self.forward[other_a.producer]
-            and made_a.producer >= 0 <= other_a.producer
-            and made_a.index == made_b.index
-            and other_a.index == other_b.index
+            p >= 0 <= q
+            and forward[p] == b.makers[b0.value] >= 0 <= b.makers[b1.value] == forward[q]
+            and a.values[a0.value].index == b.values[b0.value].index
+            and a.values[a1.value].index == b.values[b1.value].index
         ):
             return  # the quick answer for most
         straight = self._likeness(a0.value, b0.value) + self._likeness(a1.value, b1.value)
@@ -91,9 +106,9 @@ class GraphMatch:
 
     def orient_all(self) -> None:
         """``orient`` every pair of commutative nodes."""
-        free_a, free_b = self.a.free, self.b.free
+        free_a, free_b, settled = self.a.free, self.b.free, self.settled
         for x, y in enumerate(self.forward):
-            if y >= 0 and free_a[x] and free_b[y]:
+            if free_a[x] and not settled[x] and y >= 0 and free_b[y]:
                 self.orient(x, final=True)
 
     def _likeness(self, va: int, vb: int) -> int:
@@ -126,9 +141,7 @@ def problems(match: GraphMatch) -> list[tuple[list[int], list[int]]]:
     union = _Union()
     for side, (view, partner) in enumerate(((match.a, match.forward), (match.b, match.backward))):
         exits = {pair[side]: number for number, pair in enumerate(match.outputs)}
-        for node, mate in enumerate(partner):
-            if mate >= 0:
-                continue
+        for node in [node for node, mate in enumerate(partner) if mate < 0]:
             me = (side, node)
             union.find(me)
             for slot in view.slots[node]:
@@ -143,14 +156,13 @@ def problems(match: GraphMatch) -> list[tuple[list[int], list[int]]]:
                     else:
                         union.join(me, ("reader", reader if side == 0 else other, index))
         for index, slot in enumerate(view.outputs):
-            producer = view.values[slot.value].producer
+            producer = view.makers[slot.value]
             if producer >= 0 and partner[producer] < 0 and index in exits:
                 union.join((side, producer), ("output", exits[index]))
     groups: dict[object, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for side, (order, partner) in enumerate(((match.order_a, match.forward), (match.order_b, match.backward))):
-        for node in order:
-            if partner[node] < 0:
-                groups[union.find((side, node))][side].append(node)
+        for node in [node for node in order if partner[node] < 0]:
+            groups[union.find((side, node))][side].append(node)
     return [group for group in groups.values() if group[0] and group[1]]
 
 

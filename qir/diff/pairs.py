@@ -77,8 +77,8 @@ class PairComparison:
 
     def _pair(self, x: int, y: int, result: tuple[Note | None, Note | None] | None) -> None:
         m = self.m
-        a, _b = m.a, m.b
-        same = m.down_a[x] == m.down_b[y]
+        a = m.a
+        same = m.settled[x] or m.down_a[x] == m.down_b[y]
         if not same or result is not None:
             details = self._details(x, y)
             change = self._quantized(x, y, result)
@@ -96,31 +96,12 @@ class PairComparison:
     def _details(self, x: int, y: int) -> list[Detail]:
         a, b = self.m.a, self.m.b
         details: list[Detail] = []
-        if a.labels[x] == b.labels[y] and self._reads_the_same(x, y):
-            return details
         if a.ops[x] != b.ops[y]:
             details.append(Detail("op", "", self.owner.old.op(a, x), self.owner.new.op(b, y)))
         if a.labels[x] != b.labels[y]:
             details += self._attributes(x, y, len(details) > 0)
         details += self._operands(x, y)
         return details
-
-    def _reads_the_same(self, x: int, y: int) -> bool:
-        """The quick answer for most nodes downstream of a change."""
-        m = self.m
-        slots_a, slots_b = m.a.slots[x], m.b.slots[y]
-        if len(slots_a) != len(slots_b):
-            return False
-        for one, two in zip(slots_a, slots_b, strict=True):
-            if one.index != two.index or one.note_key != two.note_key:
-                return False
-            content_a, content_b = m.a.values[one.value], m.b.values[two.value]
-            if content_a.constant is not None:
-                if content_a.key != content_b.key or content_b.constant is None:
-                    return False
-            elif not m.same_value(one.value, two.value):
-                return False
-        return True
 
     def _attributes(self, x: int, y: int, replaced: bool) -> Iterator[Detail]:
         a, b = self.m.a, self.m.b

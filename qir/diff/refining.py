@@ -27,14 +27,15 @@ Move = list[tuple[int, int]]
 
 def refine(m: GraphMatch) -> None:
     """Exchange pairs of the matching while that leaves fewer changes."""
-    suspects = [x for x, y in enumerate(m.forward) if y >= 0 and m.down_a[x] != m.down_b[y]]
+    suspects = [x for x, y in enumerate(m.forward) if not m.settled[x] and y >= 0 and m.down_a[x] != m.down_b[y]]
     for _ in range(_ROUNDS):
-        bad = [x for x in suspects if m.forward[x] >= 0 and not m.agrees(x) and any(_unexplained(m, x))][:_MOST]
+        bad = [x for x in suspects if m.forward[x] >= 0 and not m.settled[x] and any(_unexplained(m, x))][:_MOST]
         touched: set[int] = set()
         for x in bad:
             touched |= _improve(m, x)
         if not touched:
             return
+        m.settle(touched)
         suspects = [*bad, *touched]
 
 

@@ -79,8 +79,9 @@ def find_regions(match: GraphMatch) -> list[Region]:
                     parts_b[index] = []
                     break
     left = [n for n, mate in enumerate(match.forward) if mate < 0 and n not in taken_a]
+    outputs = {slot.value for slot in match.a.outputs}
     for part in _components(match, 0, left):
-        if _became_constant(match, part):
+        if _became_constant(match, part, outputs):
             take(Region(part))
     return regions
 
@@ -130,8 +131,8 @@ def _by_scaling(match: GraphMatch, taken: set[int]) -> list[Region]:
     the weights differ."""
     a, b = match.a, match.b
     found = []
-    for x, mate in enumerate(match.forward):
-        if mate >= 0 or x in taken or a.ops[x][0] or a.ops[x][1] not in ("BatchNormalization", "Add"):
+    for x in [x for x, mate in enumerate(match.forward) if mate < 0]:
+        if x in taken or a.ops[x][0] or a.ops[x][1] not in ("BatchNormalization", "Add"):
             continue
         makers = [p for slot in a.slots[x] if (p := a.values[slot.value].producer) >= 0]
         if len(makers) != 1 or a.ops[makers[0]][1] not in _PRODUCTS or match.forward[makers[0]] < 0:
@@ -221,12 +222,12 @@ def _mostly_alike(match: GraphMatch, a: list[int], b: list[int]) -> bool:
     return len(a) == len(b) or ops_a <= ops_b or ops_b <= ops_a
 
 
-def _became_constant(match: GraphMatch, part: list[int]) -> bool:
-    """Every reader of these nodes has a counterpart that reads a constant there."""
+def _became_constant(match: GraphMatch, part: list[int], outputs: set[int]) -> bool:
+    """Every reader of these nodes has a counterpart that reads a constant there. ``outputs``: of the graph."""
     a, b, inside, found = match.a, match.b, set(part), False
     for node in part:
         for made in a.results[node]:
-            if any(slot.value == made for slot in a.outputs):
+            if made in outputs:
                 return False
             for reader, _ in a.consumers[made]:
                 if reader in inside:

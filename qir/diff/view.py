@@ -6,8 +6,9 @@ there, and what newer opsets take as an operand (``axes`` of Squeeze ...) is an 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -39,12 +40,8 @@ CAPTURED = 1000
 class Interner(dict[Hashable, int]):
     """Equal keys get equal numbers, in the order of their coming; shared by both models of a diff."""
 
-    def __missing__(self, key: Hashable) -> int:
-        number = self[key] = len(self)
-        return number
-
     def __call__(self, key: Hashable) -> int:
-        return self[key]
+        return self.setdefault(key, len(self))
 
 
 class Slot(NamedTuple):
@@ -55,6 +52,10 @@ class Slot(NamedTuple):
     value: int
     note: Note | None
     note_key: int
+
+
+_slot: Callable[[tuple[int, int, Note | None, int]], Slot] = partial(tuple.__new__, Slot)
+"""``Slot`` of a tuple; for the hot loop, which makes hundreds of thousands."""
 
 
 @dataclass(slots=True)
@@ -86,10 +87,14 @@ class View:
     op_keys: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     strict: list[int] = field(default_factory=list)
+    equal: list[int] = field(default_factory=list)
+    """By node: the same number means the same but for what is read that is no constant."""
     attributes: list[dict[str, Attribute]] = field(default_factory=list)
     """Without graphs, defaults and what has become an operand."""
     slots: list[list[Slot]] = field(default_factory=list)
     values: list[Content] = field(default_factory=list)
+    makers: list[int] = field(default_factory=list)
+    """By value: ``producer`` of its ``Content``."""
     outputs: list[Slot] = field(default_factory=list)
     bodies: dict[int, dict[str, list[View]]] = field(default_factory=dict)
     consumers: list[list[tuple[int, int]]] = field(default_factory=list)
@@ -123,8 +128,6 @@ _BECAME_OPERANDS: dict[str, dict[str, int]] = {
 
 FLATTENED = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
 """Before opset 13 they flattened what follows their axis, which was another one by default."""
-_SMALL = 64
-"""Bytes of a constant that is compared as it is, without a digest."""
 
 _COMMUTATIVE = frozenset(
     {
@@ -153,8 +156,9 @@ class ViewMaker:
         self.names = names
         self._contents: dict[int, tuple[Constant, int, int]] = {}
         self._default_keys: dict[tuple[OpId, int], dict[str, Hashable]] = {}
-        self._plain: dict[OpId, tuple[OpId, int, int]] = {}
-        """By operator: what a node without attributes has as operator, operator's key and label."""
+        self._plain: dict[OpId, tuple[OpId, int, int, bool]] = {}
+        """By operator: what a node without attributes has as operator, operator's key and label, and whether its
+        operands may be exchanged."""
 
     def view(self, graph: Graph, where: str = "") -> View:
         """The view of a graph and, inside, of its bodies."""
@@ -166,24 +170,37 @@ class ViewMaker:
         for node in graph.nodes:
             if node not in folding.gone and not (node.op == "Constant" and _is_constant(node)):
                 view.nodes.append(node)
-        numbers, values, results = view.numbers, view.values, view.results
+        numbers, values, results, makers = view.numbers, view.values, view.results, view.makers
         for number, node in enumerate(view.nodes):
             made = []
             for index, value in enumerate(node.outputs):
                 numbers[value] = at = len(values)
                 made.append(at)
                 values.append(Content(value, number, index))
+                makers.append(number)
             results.append(made)
         for number, node in enumerate(view.nodes):
             self._add_node(view, number, node)
         for index, value in enumerate(graph.outputs):
             view.outputs.append(self._slot(view, index, *resolve(value, folding)))
-        view.consumers = [[] for _ in view.values]
-        consumers, free = view.consumers, view.free
-        for number, slots in enumerate(view.slots):
-            for slot in slots:
-                consumers[slot.value].append((number, 0 if free[number] else slot.index))
+        self._index_readers(view)
         return view
+
+    def _index_readers(self, view: View) -> None:
+        """Fill ``consumers`` and ``equal``, which say again by value and by node what ``slots`` say."""
+        values, makers, free, strict = view.values, view.makers, view.free, view.strict
+        consumers: list[list[tuple[int, int]]] = [[] for _ in values]
+        equal = list(strict)
+        for number, slots in enumerate(view.slots):
+            constants = None
+            for index, value, _, note_key in slots:
+                place = 0 if free[number] else index
+                consumers[value].append((number, place))
+                if makers[value] < 0 and (content := values[value]).constant is not None:
+                    constants = (*(constants or ()), place, content.key, note_key)
+            if constants is not None:
+                equal[number] = self.intern((strict[number], constants))
+        view.consumers, view.equal = consumers, equal
 
     def _add_node(self, view: View, number: int, node: Node) -> None:
         folded = self.folding.nodes.get(node) if self.folding.nodes else None
@@ -220,9 +237,10 @@ class ViewMaker:
         found = self._plain.get(op_id)
         if found is None or node.op in _COUNTED_RESULTS or found[0][0]:
             op = self.names.get(op_id, op_id if op_id[0] != "ai.onnx" else ("", *op_id[1:]))
-            found = op, self.intern(("op", op)), self.intern(("label", op, (), _result_count(node)))
+            label = self.intern(("label", op, (), _result_count(node)))
+            found = op, self.intern(("op", op)), label, op[1] in _COMMUTATIVE and op[0] == ""
             self._plain[op_id] = found
-        op, op_key, label = found
+        op, op_key, label, commutes = found
         view.ops.append(op)
         view.op_keys.append(op_key)
         view.labels.append(label)
@@ -230,7 +248,7 @@ class ViewMaker:
         view.strict.append(label)
         slots = self._slots(view, node)
         view.slots.append(slots)
-        view.free.append(op[1] in _COMMUTATIVE and op[0] == "" and [slot.index for slot in slots] == [0, 1])
+        view.free.append(commutes and len(slots) == 2 and slots[0][0] == 0 and slots[1][0] == 1)
 
     def _slots(self, view: View, node: Node) -> list[Slot]:
         """The operands of a node that is what it is."""
@@ -243,7 +261,7 @@ class ViewMaker:
                 slots.append(self._slot(view, index, *resolve(value, self.folding)))
                 continue
             number = numbers.get(value)
-            slots.append(Slot(index, self._add_value(view, value) if number is None else number, None, 0))
+            slots.append(_slot((index, self._add_value(view, value) if number is None else number, None, 0)))
         return slots
 
     def _attributes(
@@ -312,6 +330,7 @@ class ViewMaker:
     def _add_value(self, view: View, value: Value) -> int:
         """An input, a constant, or a value of a scope around the graph."""
         number = view.numbers[value] = len(view.values)
+        view.makers.append(-1)
         constant = content_of(value)
         if constant is None:
             view.values.append(Content(value))
@@ -330,6 +349,7 @@ class ViewMaker:
         constant, key, shape_key = self.content(Tensor.of(array, dtype))
         number = len(view.values)
         view.values.append(Content(None, constant=constant, key=key, shape_key=shape_key))
+        view.makers.append(-1)
         return Slot(index, number, None, 0)
 
     def content(self, constant: Constant) -> tuple[Constant, int, int]:
@@ -399,11 +419,7 @@ def _constant_of(node: Node) -> Constant | None:
 def _content_key(constant: Constant) -> Hashable:
     if isinstance(constant, SparseTensor):
         return (constant.shape, _content_key(constant.values), _content_key(constant.indices))
-    if constant.is_stub:
-        return constant.bucket()
-    if constant.nbytes <= _SMALL and constant.dtype is not DType.STRING:
-        return (constant.dtype, constant.shape, constant.packed().tobytes())
-    return constant.digest()
+    return constant.bucket() if constant.is_stub else constant.key()
 
 
 def attribute_key(attribute: Attribute) -> Hashable:
