@@ -186,7 +186,10 @@ def quantize(
         watch,
         task,
         images,
+        load=spool is None,
     )
+    if not measured.loaded:
+        result.first_remarks.append(_unloaded_remark())
     if max_drop is not None and measured.accuracy is not None and measured.accuracy.drop is None:
         raise DataError("max_drop needs labels, or an output that decides between classes: give --min-sqnr instead")
     compiled = result.model
@@ -259,6 +262,14 @@ def _target_remark(target: str, better: str) -> Remark:
     message = (
         f"{target} gives one file for all processors; for this one, '--target {better}' uses all codes of weights and "
         "places by what integers cost here"
+    )
+    return Remark(RemarkKind.NOTE, "quantize", message)
+
+
+def _unloaded_remark() -> Remark:
+    message = (
+        "not loaded in the runtime, so what it executes was not looked at: there all weights take memory at once; "
+        "'qir bench' does it where there is enough"
     )
     return Remark(RemarkKind.NOTE, "quantize", message)
 
@@ -371,6 +382,8 @@ class _Measured:
     integer: dict[str, int] = field(default_factory=dict)
     float_heavy: dict[str, int] = field(default_factory=dict)
     islands: tuple[Island, ...] = ()
+    loaded: bool = True
+    """Whether the runtime was asked what it executes."""
 
 
 def _measure(
@@ -384,11 +397,13 @@ def _measure(
     watch: Progress,
     metric: Metric | None,
     images: Images | None,
+    *,
+    load: bool,
 ) -> _Measured:
     """Run the emitted model beside the float model. Without samples it is only loaded, to see what it executes, and not
-    even that where it is large."""
-    if golden is None and calibration is None and model_message(quantized).size > MOST_IN_MEMORY:
-        return _Measured("no data")
+    even that where it is large or ``load`` is false: the runtime would hold all its weights, folded ones as float."""
+    if golden is None and calibration is None and not (load and model_message(quantized).size <= MOST_IN_MEMORY):
+        return _Measured("no data", loaded=False)
     with runnable(quantized) as int_model:
         executed = audit(quantized, int_model) if target.runs_here else Audit()
         measured = _Measured(

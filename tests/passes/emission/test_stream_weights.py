@@ -108,9 +108,14 @@ def test_quantize_streams_what_is_large_and_cleans_up(
     from qir.api import quantizing
     from qir.api.streaming import streams
 
+    def loads(*_: object) -> None:
+        raise AssertionError("the runtime would hold all weights")
+
     monkeypatch.setattr(quantizing, "streams", lambda pipeline, model: streams(pipeline, model, 1))
+    monkeypatch.setattr(quantizing, "audit", loads)
     report = qir.quantize(tmp_path / "m.onnx", tmp_path / "out.onnx", preset="int4-weights")
     assert "stream-weights" in report.compilation.pipeline
+    assert "not loaded in the runtime" in str(report)
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.onnx", "out.onnx.data"]
     assert run(tmp_path / "out.onnx").shape == (2, 3, 48)
 
