@@ -16,7 +16,7 @@ from qir.passes.accuracy.correct_bias import spread
 from qir.passes.accuracy.evaluation import Evaluator, Outputs, worst_sqnr
 from qir.passes.accuracy.paired import Gain
 from qir.passes.annotation.partition import Partition
-from qir.passes.annotation.place import dequantize_node
+from qir.passes.annotation.place import Place, dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.recipe import Recipe
@@ -32,9 +32,10 @@ class MixedPrecision(Pass):
     measured on up to ``samples``, of large models on fewer.
 
     Without ``min-sqnr``, nodes go back only where that pays: ``db-per-percent`` dB for each percent of the model's
-    time, at most ``max-percent`` in all and ``max-share`` of the nodes, and of the weights, those included that are
-    not worth integers any more; it has to gain for certain, as the samples' own spread tells. With it, more follow
-    until the worst output reaches it in dB. Nodes to which a ``recipe`` gives a precision keep it.
+    time, at most ``max-percent`` of it in all and ``max-win`` of what integers win over float, ``max-share`` of the
+    nodes, and of the weights; what ``partition`` and ``place`` make of the choice is counted. It has to gain for
+    certain, as the samples' own spread tells. With it, more follow until the worst output reaches it in dB. Nodes to
+    which a ``recipe`` gives a precision keep it.
 
     Before::
 
@@ -50,8 +51,9 @@ class MixedPrecision(Pass):
     keeps_observed: ClassVar[bool] = True
 
     min_sqnr: float | None = None
-    db_per_percent: float = 0.4
+    db_per_percent: float = 1.0
     max_percent: float = 6.0
+    max_win: float = 0.3
     max_share: float = 0.3
     samples: int = 16
     check_samples: int = 16
@@ -159,19 +161,31 @@ class MixedPrecision(Pass):
 
         ``outputs`` are those with none.
         """
+        times = self._microseconds(model.clone(), ctx) if order else {}
+        if not times:
+            return 0, worst_sqnr(evaluator.expected, outputs)
+        floats, integers = times["us float"], max(times["us"], _TINY_US)
+        affordable = min(self.max_percent, max(self.max_win * 100 * (floats / integers - 1), _FREE_PERCENT))
         before = evaluator.sqnrs_of(outputs)
         weights = _integer_weights(model)
         count = len(order)
         while count:
             trial = _without(model, order[:count])
-            Partition(recipe=self.recipe).run(trial, ctx)
-            if _integer_weights(trial) >= (1 - self.max_share) * weights:
+            spent = 100 * (self._microseconds(trial, ctx).get("us", floats) / integers - 1)
+            if spent <= affordable and _integer_weights(trial) >= (1 - self.max_share) * weights:
                 got = evaluator.outputs(trial)
-                least = max(_WORTH_IT, self.db_per_percent * sum(costs[node] for node in order[:count]))
-                if Gain.of(evaluator.sqnrs_of(got) - before).reaches(least):
+                spent = max(spent, sum(costs[node] for node in order[:count]))
+                if Gain.of(evaluator.sqnrs_of(got) - before).reaches(max(_WORTH_IT, self.db_per_percent * spent)):
                     return count, worst_sqnr(evaluator.expected, got)
             count //= 2
         return 0, worst_sqnr(evaluator.expected, outputs)
+
+    def _microseconds(self, model: Model, ctx: PassContext) -> Mapping[str, float]:
+        """What ``partition`` counts for the model as the later passes would leave it, which this edits; nothing of one
+        that is all float."""
+        Partition(recipe=self.recipe).run(model, ctx)
+        Place().run(model, ctx)
+        return Partition(recipe=self.recipe).run(model, ctx).statistics
 
     def _fewest(self, model: Model, order: list[Node], evaluator: Evaluator, before: float) -> int:
         """How many of the first nodes must be float to reach ``min_sqnr``, by bisection; all where that is too few."""
@@ -190,6 +204,9 @@ class MixedPrecision(Pass):
 
 _WORTH_IT = 0.2
 """dB that a default choice must win on the samples, or nothing is changed."""
+_FREE_PERCENT = 1.0
+"""Of the time, which a choice may take where integers win nothing over float."""
+_TINY_US = 1e-6
 _LEAST_GAIN = 0.1
 """dB that a node must bring."""
 _FEWEST = 2

@@ -51,7 +51,7 @@ class Place(Pass):
         if not any(node.kernel not in (None, "float") for node in model.walk()):
             return result
         for _ in range(self.max_rounds):
-            found, originals = _audit_copy(model, ctx)
+            found, originals = _audit_copy(model, target, ctx)
             if not found.islands:
                 break
             for island in found.islands:
@@ -63,25 +63,45 @@ class Place(Pass):
                     message = f"{node.op} quantizes its input at run time: {island.reason}"
                     result.remarks.append(self.applied(node, message))
                     continue
-                dequantize_node(node)
-                result.remarks.append(self.missed(node, f"{node.op} stays float: {island.reason}"))
+                for stranded in _with_combiners(node):
+                    dequantize_node(stranded)
+                    result.remarks.append(self.missed(stranded, f"{stranded.op} stays float: {island.reason}"))
         else:
-            found, _ = _audit_copy(model, ctx)
-        for node in list(model.walk()):
-            if _raise_barrier(node, target):
-                result.count("barriers")
-                result.changed = True
+            found, _ = _audit_copy(model, target, ctx)
+        barriers = _raise_barriers(model, target)
+        if barriers:
+            result.count("barriers", barriers)
+            result.changed = True
         for op, count in sorted((found.integer + found.float_heavy + found.quantizers).items()):
             result.count(op, count)
         return result
 
 
-def _audit_copy(model: Model, ctx: PassContext) -> tuple[Audit, dict[Node, Node]]:
+def _audit_copy(model: Model, target: Target, ctx: PassContext) -> tuple[Audit, dict[Node, Node]]:
     clone = model.clone_with_map()
+    _raise_barriers(clone.model, target)
     EmitQdq().run(clone.model, ctx)
     with runnable(clone.model) as source:
         found = audit(clone.model, source)
     return found, {copy: node for node, copy in clone.nodes.items()}
+
+
+def _with_combiners(node: Node) -> list[Node]:
+    """The node; of a pool also the integer Concat or Add whose result it reads, which would only be dequantized."""
+    found = [node]
+    while node.op == "MaxPool" and (value := found[-1].input(0)) is not None and (maker := value.producer) is not None:
+        if maker.kernel != "integer" or maker.op not in _COMBINERS:
+            break
+        found.append(maker)
+    return found
+
+
+_COMBINERS = frozenset({"Concat", "Add", "Mul"})
+
+
+def _raise_barriers(model: Model, target: Target) -> int:
+    """How many."""
+    return sum(_raise_barrier(node, target) for node in list(model.walk()))
 
 
 def _raise_barrier(node: Node, target: Target) -> bool:

@@ -7,11 +7,12 @@ quantizer to the node of the emitted model, and of the user's model, that it cam
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
 
-from qir.ir import Model, Node
+from qir.ir import Model, Node, Value
 from qir.runtime.optimized import op_name, optimized_model, walk
 from qir.runtime.session import SessionConfig
 from qir.runtime.specs import Model as Serialized
@@ -20,6 +21,8 @@ __all__ = ["Audit", "Island", "audit"]
 
 _HEAVY_FLOAT = frozenset({"Conv", "FusedConv", "MatMul", "Gemm", "FusedGemm", "FusedMatMul", "ConvTranspose"})
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_MOVEMENT = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Concat", "MaxPool", "Split", "Gather"})
+_SLOW_POOL = "the runtime would pool integers with their channels first, which takes dozens of times as long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,41 @@ def audit(emitted: Model, serialized: Serialized) -> Audit:
             node = _trace(executed, by_name, by_output)
             if node is not None and (reason := _reads_quantized_weight(node)):
                 islands.append(Island(short, node, reason))
+    islands += [Island("MaxPool", node, _SLOW_POOL) for node in _slow_pools(emitted, serialized)]
     return Audit(integer, heavy, quantizers, tuple(islands))
+
+
+def _slow_pools(emitted: Model, serialized: Serialized) -> list[Node]:
+    """MaxPools that run on integers, but not with channels last, the only layout for which there is a fast kernel.
+
+    The runtime changes the layout where most of what surrounds a pool has it: a Concat with one operand from a float
+    convolution before the pool is enough to prevent it.
+    """
+    pools = [node for node in emitted.walk() if node.op == "MaxPool" and _is_dequantized(node.input(0))]
+    if not pools:
+        return []
+    by_name = {node.name: node for node in pools if node.name}
+    by_output = {reader.output.name: node for node in pools for reader in node.output.users if len(reader.outputs) == 1}
+    executed = [node for _, node in walk(optimized_model(serialized).proto.graph)]
+    makers = {name: node for node in executed for name in node.output}  # names are unique, bodies included
+    slow = [node for node in executed if op_name(node) == "MaxPool" and not _is_float(node.input[0], makers)]
+    found = [by_name.get(node.name) or by_output.get(node.output[0]) for node in slow]
+    return [node for node in found if node is not None]
+
+
+def _is_float(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a value that a pool reads is a float one: nothing that makes integers stands before what moves it."""
+    while (maker := makers.get(name)) is not None:
+        if maker.op_type == "QuantizeLinear" or _is_integer(maker.op_type) or maker.op_type == "NhwcMaxPool":
+            return False
+        if maker.op_type not in _MOVEMENT:
+            return True
+        name = maker.input[0]
+    return True
+
+
+def _is_dequantized(value: Value | None) -> bool:
+    return value is not None and value.producer is not None and value.producer.op == "DequantizeLinear"
 
 
 def _is_integer(op: str) -> bool:

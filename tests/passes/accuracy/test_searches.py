@@ -89,12 +89,18 @@ def test_equal_blame_on_several_nodes_is_seen() -> None:
     assert chosen == nodes[:3]  # the first alone would win 1.8 dB for a percent
 
 
-def test_accuracy_never_takes_the_integers_away_from_most_weights() -> None:
+@pytest.mark.parametrize(
+    ("limits", "kernel"),
+    [
+        ("max-share=0.6 max-win=100", "integer"),  # most weights
+        ("max-share=1 max-win=0.01", "integer"),  # most of what integers win
+        ("max-share=1 max-win=100", "float"),
+    ],
+)
+def test_accuracy_never_takes_most_of_what_integers_give(limits: str, kernel: str) -> None:
     lines = ["@w: f32[64,64,3,3] #01", "@v: f32[8,64,1,1] #02", "%a = Conv(%x, @w) {pads=[1, 1, 1, 1]}"]
     source = model("graph g(%x: f32[1,64,28,28]) -> (%y) {\n" + "\n".join(lines) + "\n%y = Conv(%a, @v)\n}")
     passes = "legalize,analyze-ranges,calibrate,quantize"
-    search = "mixed-precision{max-percent=1000 db-per-percent=0 max-share=%s}"
-    samples = feeds(source, 20)
-    kept, free = (annotated(source, samples, f"{passes},{search % share}").model for share in (0.6, 1.0))
-    assert {n.output.name: n.kernel for n in kept.walk()}["a"] == "integer"
-    assert {n.output.name: n.kernel for n in free.walk()}["a"] == "float"
+    search = f"mixed-precision{{max-percent=1000 db-per-percent=0 {limits}}}"
+    searched = annotated(source, feeds(source, 20), f"{passes},{search}").model
+    assert {n.output.name: n.kernel for n in searched.walk()}["a"] == kernel

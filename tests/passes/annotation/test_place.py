@@ -62,6 +62,27 @@ def test_the_quantizer_after_a_float_max_pool_stays_after_it(between: str) -> No
     assert makers[pool.input[0]] in ("Conv", "FusedConv")
 
 
+def test_a_pool_that_would_run_with_its_channels_first_becomes_float_and_so_does_the_concat_before_it() -> None:
+    """One operand from a float convolution keeps the Concat, and the pool behind it, from channels last; the integer
+    kernel for channels first takes dozens of times as long."""
+    lines = [
+        "%a = Conv(%x, @w)",
+        "%l = Conv(%a, @w)",
+        "%b = Relu(%l)",
+        "%r = Conv(%a, @v)",
+        "%c = Concat(%b, %r) {axis=1}",
+    ]
+    lines += ["@u: f32[8,16,1,1] #03", "%p = MaxPool(%c) {kernel_shape=[3, 3], strides=[2, 2]}", "%y = Conv(%p, @u)"]
+    source = graph(W + "\n".join(lines))
+    mixed = emit(source, feeds(source), EMIT.replace("linear=static", "linear=static keep-float=l"))
+    assert mixed.ops["MaxPool"] == 1 and mixed.ops["NhwcMaxPool"] == mixed.ops["QLinearConcat"] == 0
+    assert "channels first" in next(
+        r.message for r in mixed.result.remarks if r.message.startswith("MaxPool stays float")
+    )
+    whole = emit(source, feeds(source))
+    assert whole.ops["NhwcMaxPool"] == 1 and whole.ops["QLinearConcat"] == 1
+
+
 def test_no_barrier_where_nobody_would_fuse() -> None:
     emitted = emit(graph(W + "%a = Conv(%x, @w)\n%y = AveragePool(%a) {kernel_shape=[3, 3]}"))
     assert "Max" not in emitted.emitted_ops()
