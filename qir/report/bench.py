@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qir.ir import Model, Node
+from qir.report.columns import middle, name_width
 from qir.runtime.latency import LatencyComparison
 from qir.runtime.profile import OpTime
 
@@ -15,7 +16,10 @@ __all__ = ["BenchReport", "NodeTime", "node_times"]
 
 _SHOWN = 20
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_quant|/\w+Fusion/?)+$")
-_MERGED = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
+_MERGED = (
+    *("Relu", "Clip", "QuantizeLinear", "DequantizeLinear", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"),
+    *("BatchNormalization", "Mul", "Add"),
+)
 _HEAVY = ("Conv", "Gemm", "MatMul")
 
 
@@ -78,20 +82,22 @@ class BenchReport:
         else:
             verdict = "no difference that shows"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        rows = self.rows()
+        width = name_width((name for name, _, _ in rows[:_SHOWN]), 24)
         lines = [
             f"A {self.a}",
             f"B {self.b}",
             f"  {self.samples} samples of {self.data}, {threads}, {one.rounds} rounds, interleaved",
             f"  {one.a_ms:.3f} ms -> {one.b_ms:.3f} ms: {one.ratio:.2f}x, "
             f"95 % interval {one.low:.2f} to {one.high:.2f}; {verdict}",
-            f"  {'node':30} {'A us':>8} {'B us':>8} {'change':>8}  operators of B (A)",
+            f"  {'node':{width}} {'A us':>8} {'B us':>8} {'change':>8}  operators of B (A)",
         ]
-        rows = self.rows()
         for name, a, b in rows[:_SHOWN]:
             ops = ", ".join(b.ops) or "none"
             if a.ops != b.ops:
                 ops += f" ({', '.join(a.ops) or 'none'})"
-            lines.append(f"  {_middle(name, 30):30} {a.us:8.1f} {b.us:8.1f} {b.us - a.us:+8.1f}  {ops[:60]}".rstrip())
+            times = f"{a.us:8.1f} {b.us:8.1f} {b.us - a.us:+8.1f}"
+            lines.append(f"  {middle(name, width):{width}} {times}  {ops[:60]}".rstrip())
         if len(rows) > _SHOWN:
             lines.append(f"  ... and {len(rows) - _SHOWN} more nodes (--json lists all)")
         return "\n".join(lines)
@@ -118,20 +124,16 @@ def node_times(rows: Sequence[OpTime], model: Model, runs: int) -> dict[str, Nod
 def _meant(node: Node, op: str) -> Node:
     """A fused operator carries the name of the last node that went into it: the heavy one before that is meant."""
     stem = next((heavy for heavy in _HEAVY if heavy in op), None)
-    found: Node | None = node
-    for _ in range(4):
-        if stem is None or found is None or stem in found.op:
-            break
-        operand = found.input(0)
-        found = operand.producer if found.op in _MERGED and operand is not None else None
-    return found or node
+    reached = [node]
+    for _ in range(5):
+        found = next((one for one in reached if stem is not None and stem in one.op), None)
+        if found is not None:
+            return found
+        operands = [value for one in reached if one.op in _MERGED for value in one.inputs if value is not None]
+        reached = [value.producer for value in operands if value.producer is not None]
+    return node
 
 
 def _source(node: Node) -> str:
     sources = node.sources
     return node.name if not sources or node.name in sources else sources[0]
-
-
-def _middle(text: str, width: int) -> str:
-    half = (width - 2) // 2
-    return text if len(text) <= width else f"{text[: width - 2 - half]}..{text[-half:]}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from qir.quant.recipe import Recipe
 from qir.report.check import task_lines
+from qir.report.columns import middle, name_width
 from qir.validation.advice import Advice
 from qir.validation.layers import EXACT, Layer, LayerErrors
 from qir.validation.metrics import Comparison, finite_db
@@ -87,7 +88,8 @@ class ComparisonReport:
 
     def __str__(self) -> str:
         rows = [COLUMNS, *self.table()]
-        table = ["  " + " ".join(_fitted(cell, i) for i, cell in enumerate(row)).rstrip() for row in rows]
+        widths = (name_width((row[0] for row in rows), _WIDTHS[0]), *_WIDTHS[1:])
+        table = ["  " + " ".join(map(_fitted, row, widths, range(len(row)))).rstrip() for row in rows]
         return "\n".join([*self.head(), f"  {self.title}", *table, *self.tail()])
 
     def head(self) -> list[str]:
@@ -174,9 +176,7 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:.0e}"
 
 
-def _fitted(cell: str, column: int) -> str:
-    """Text columns to the left, numbers to the right; long names lose their start."""
-    width = _WIDTHS[column]
-    if len(cell) > width:
-        cell = f"..{cell[2 - width :]}"
+def _fitted(cell: str, width: int, column: int) -> str:
+    """Text columns to the left, numbers to the right; long names lose their middle."""
+    cell = middle(cell, width)
     return cell.ljust(width) if column < 2 else cell.rjust(width)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qir.ir import Interval
+from qir.report.columns import middle, name_width
 
 __all__ = ["RangeRow", "RangesReport"]
 
@@ -83,11 +84,13 @@ class RangesReport:
     def __str__(self) -> str:
         shown = f"{self.samples} samples of {self.data}" if self.data is not None else "no data: nothing was observed"
         lines = [f"{self.model}: {len(self.rows)} float values, {shown}"]
-        lines.append(f"  {'value':24} {'op':10} {'declared':14} {'proved':14} {'seen':14}")
+        width = name_width((row.value for row in self.rows), 24)
+        lines.append(f"  {'value':{width}} {'op':10} {'declared':14} {'proved':14} {'seen':14}")
         for row in self.rows:
             cells = [_text(row.declared), _text(row.proved), _text(row.seen)]
             mark = "!" if row.impossible else " "
-            line = f"{mark} {_middle(row.value, 24):24} {_middle(row.op, 10):10} " + " ".join(f"{c:14}" for c in cells)
+            name = f"{middle(row.value, width):{width}} {middle(row.op, 10):10}"
+            line = f"{mark} {name} " + " ".join(f"{c:14}" for c in cells)
             lines.append(line.rstrip())
         if self.impossible:
             lines.append(
@@ -117,8 +120,3 @@ def _text(interval: Interval | None) -> str:
 def _number(value: float) -> str:
     text = f"{value:.3g}"
     return text if len(text) <= 7 else f"{value:.1e}"
-
-
-def _middle(text: str, width: int) -> str:
-    half = (width - 2) // 2
-    return text if len(text) <= width else f"{text[: width - 2 - half]}..{text[-half:]}"
