@@ -22,6 +22,7 @@ made again (timed they are), and `--untimed` leaves the timing to the last turn.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -31,11 +32,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qir.pipeline import Preset, default_registry
+import qir
+from qir.codegen import to_bytes
+from qir.pipeline import Pipeline, Preset, default_registry
 from qir.runtime.latency import LatencyComparison, bootstrap_ratio, timing_config
 from qir.runtime.session import OPTIMIZED, OrtRunner
 from qir.validation.metrics import Comparison, finite_db
@@ -116,6 +119,8 @@ COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
     "ort gptq 128": ("int4 128", "int4 nbits 128"),
 }
 """Start of a peer's name -> the variants at its size."""
+_DECIDING = ("analyze-ranges", "cluster-weights", "convert-float", "quantize")
+"""How the passes are called that come after the structural ones in a preset."""
 SECONDS = 3.0
 """For one model's turn in the rounds of timing, about."""
 
@@ -192,11 +197,19 @@ class PrecisionBench(Bench):
         self._got = np.empty(0)
         row = PrecisionRow(**vars(super().row(by, argv)), samples=len(self.feeds))
         if row.error is None:
-            row.coded = coded_share(self.model, self.out(by))
+            row.coded = coded_share(self._prepared(by), self.out(by))
             if len(self._got):
                 row.task, row.task_float = self.scores.value(self._got), self.scores.value(self._float)
                 row.drop = self.scores.drop(self._float, self._got)
         return row
+
+    def _prepared(self, by: str) -> bytes:
+        """The float model as the preset's quantizing passes find it: its constants that nothing coded are the same."""
+        if by not in VARIANTS:
+            return Path(self.model).read_bytes()
+        passes = Pipeline.parse(VARIANTS[by][0]).passes
+        exact = list(itertools.takewhile(lambda one: not one.name.startswith(_DECIDING), passes))
+        return to_bytes(Pipeline(exact).run(qir.load(self.model)).model)
 
     def _scored(self, outputs: Sequence[Mapping[str, Any]]) -> np.ndarray:
         chosen = self.scores.output or next(iter(outputs[0]))
@@ -223,7 +236,8 @@ class PrecisionBench(Bench):
 
 
 def interleaved(models: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> list[LatencyComparison]:
-    """Each model against the first. A round runs every model once on the same sample, in an order that turns."""
+    """Each model against the first. A round runs every model once on the same sample, in an order of its own: what ran
+    before leaves the caches in some state, and no model shall always come after the same one."""
     runners = [OrtRunner(model, timing_config(OPTIMIZED, 1)) for model in models]
 
     def once(which: int, index: int) -> float:
@@ -233,10 +247,9 @@ def interleaved(models: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> li
 
     warm = [[once(which, index) for which in range(len(models))] for index in range(3)]
     rounds = int(np.clip(SECONDS * len(models) / max(sum(warm[-1]), 1e-6), 15, 1000))
-    times = np.empty((len(models), rounds))
+    times, rng = np.empty((len(models), rounds)), np.random.default_rng(0)
     for index in range(rounds):
-        turned = [(index + place) % len(models) for place in range(len(models))]
-        for which in turned if index % 2 else reversed(turned):
+        for which in rng.permutation(len(models)):
             times[which, index] = once(which, index)
     medians = np.median(times, axis=1)
     return [
@@ -248,16 +261,30 @@ def interleaved(models: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> li
     ]  # fmt: skip
 
 
-def coded_share(before: str, after: Path) -> float | None:
-    """Bytes of the constants that a file has and the float file has not, over those that it has no longer."""
-    old, new = Counter(_constants(before)), Counter(_constants(str(after)))
+def coded_share(before: bytes, after: Path) -> float | None:
+    """Bytes of the constants that a file has and the float model has not, over those that it has no longer.
+
+    A bias that was corrected is float before and after: vectors of floats count where there are more of one size.
+    """
+    old, new = Counter(_constants(before)), Counter(_constants(after.read_bytes()))
     gone, come = old - new, new - old
-    replaced = sum(size * count for (size, _), count in gone.items())
-    return sum(size * count for (size, _), count in come.items()) / replaced if replaced else None
+    vectors = [Counter(one.size for one in part.elements() if one.is_vector) for part in (gone, come)]
+    same = sum(size * count for size, count in (vectors[0] & vectors[1]).items())
+    replaced = sum(one.size for one in gone.elements()) - same
+    return (sum(one.size for one in come.elements()) - same) / replaced if replaced else None
 
 
-def _constants(file: str) -> Iterator[tuple[int, bytes]]:
-    """(bytes, a hash of the content) of each tensor in a model, those of nodes and bodies included."""
+class _Constant(NamedTuple):
+    size: int
+    """In bytes."""
+    is_vector: bool
+    """Of floats."""
+    content: bytes
+    """A hash."""
+
+
+def _constants(model: bytes) -> Iterator[_Constant]:
+    """Each tensor in a model, those of nodes and bodies included."""
     import hashlib
 
     import onnx
@@ -271,12 +298,13 @@ def _constants(file: str) -> Iterator[tuple[int, bytes]]:
                 for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
                     yield from tensors(body)
 
-    for tensor in tensors(onnx.load(file).graph):
+    for tensor in tensors(onnx.load_from_string(model).graph):
         array = onnx.numpy_helper.to_array(tensor)
         stored = (
             -(-array.size // 2) if tensor.data_type in (onnx.TensorProto.UINT4, onnx.TensorProto.INT4) else array.nbytes
         )
-        yield stored, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        yield _Constant(stored, array.ndim == 1 and array.dtype == np.float32, content)
 
 
 def table(zoo: Any, options: argparse.Namespace, folder: Path) -> list[PrecisionRow]:
