@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,7 +65,6 @@ def diff(
         sys.stdout.write(content)
     else:
         write_text(output, content)
-    gc.freeze()  # the process ends: collecting two models that nobody needs any more takes seconds at 100,000 nodes
     if conditions is None:
         failed = not found.identical
     else:

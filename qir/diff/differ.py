@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from qir.diff.changes import Change, ChangeKind, Detail, GraphDiff, ModelSide, Summary
@@ -22,6 +20,7 @@ from qir.errors import OptionError, suggest
 from qir.frontend.residue import absent_fields
 from qir.frontend.wire import fields
 from qir.ir import Function, Model, OpId, Tensor
+from qir.ir.collector import collector_paused
 from qir.ops.shape_inference import infer
 
 __all__ = ["NOTES", "diff", "diff_own"]
@@ -53,7 +52,7 @@ def diff(
     unknown kind.
     """
     ignored = _kinds(ignore)
-    with _collector_off():
+    with collector_paused():
         models, names = [], []
         for given in (old, new):
             model, name = _load(given)
@@ -65,7 +64,7 @@ def diff(
 
 def diff_own(old: Model, new: Model, names: tuple[str, str]) -> GraphDiff:
     """``diff`` of models that the caller made for it: types are inferred in them, for the facts."""
-    with _collector_off():
+    with collector_paused():
         return _diff(old, new, list(names), True, frozenset(), [old, new])
 
 
@@ -350,19 +349,3 @@ def _load(given: Model | str | os.PathLike[str]) -> tuple[Model, str]:
     from qir.frontend import load
 
     return load(given), Path(given).name
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """No cyclic collection while many objects are made that all stay: it would only walk them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            if not gc.get_freeze_count():
-                # What was made goes to the oldest generation; else the next small collection would visit all of it.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
