@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -79,3 +80,10 @@ def test_what_each_pass_changed(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "-- what fuse changed" in shown
     assert "Conv+BatchNormalization -> Conv" in shown
+
+
+def test_the_collector_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = gc.get_freeze_count()
+    main(["diff", str(OLD), str(OLD)])
+    capsys.readouterr()
+    assert gc.get_freeze_count() == frozen and gc.isenabled()
