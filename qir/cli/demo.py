@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from qir.pipeline.instruments import PassRun
 
 __all__ = ["demo"]
 
-DEFAULT = "cnn-digits"
+DEFAULT = "resnet-shapes"
 STAGES = {
     "widen-float16": "widened",
     "canonicalize": "cleaned",
@@ -28,8 +30,9 @@ STAGES = {
     "calibrate": "calibrated",
     "tune": "tuned",
     "quantize": "quantized",
-    "rescue": "rescued",
-    "mixed-precision": "kept float",
+    "partition": "divided",
+    "rescue": "checked",
+    "mixed-precision": "mixed precision",
     "round-weights": "rounded",
     "correct-bias": "corrected",
     "place": "placed",
@@ -70,7 +73,7 @@ def demo(
 ) -> None:
     """Quantize a golden model that comes with qir, stage by stage, and print the report.
 
-    Example: [bold]qir demo cnn-digits -o here/[/bold]
+    Example: [bold]qir demo lstm-gestures -o here/[/bold]
 
     Example: [bold]qir demo resnet-shapes --copy .[/bold]
     """
@@ -104,7 +107,9 @@ def demo(
     assert report.accuracy is not None, "golden models have samples"
     samples = report.accuracy.samples
     typer.echo(f"{'validated':{_WIDTH}}  on {samples} samples that were not calibrated on, optimisations on and off\n")
-    typer.echo(str(report))
+    typer.echo(str(report).replace(f"{folder}{os.sep}", ""))
+    typer.echo(f"\n'qir demo {folder.name} --copy .' puts this model and its samples here, to try other commands on;")
+    typer.echo("your own: 'qir quantize model.onnx --calib samples.npz -o model.int8.onnx'")
 
 
 class Stages(Instrument):
@@ -114,7 +119,7 @@ class Stages(Instrument):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._seen: set[str] = set()
+        self._seen: dict[str, str] = {}
 
     def begin(self, model: Model, passes: tuple[Pass, ...]) -> None:
         nodes = sum(1 for _ in model.walk())
@@ -122,12 +127,25 @@ class Stages(Instrument):
         _say("lowered", f"{self._name}: {nodes} nodes, {parameters:,} parameters, opset {model.opset()}")
 
     def after_pass(self, run: PassRun) -> Verdict | None:
-        counts = ", ".join(f"{name} {_number(count)}" for name, count in run.result.statistics.items())
         name = run.pass_.name
-        if counts or run.changed or (name in _ALWAYS and name not in self._seen):
-            _say(STAGES.get(name, name), counts or ("changed" if run.changed else "nothing to do"))
-        self._seen.add(name)
+        said = _in_words(run.result.statistics)
+        if said or run.changed or (name in _ALWAYS and name not in self._seen):
+            said = said or ("changed" if run.changed else "nothing to do")
+            if self._seen.get(name) != said:
+                _say(STAGES.get(name, name), said)
+            self._seen[name] = said
         return None
+
+
+def _in_words(statistics: Mapping[str, int | float]) -> str:
+    """What a pass has counted, without what it found none of; pairs of numbers as ``before -> after``."""
+    left = {name: count for name, count in statistics.items() if count}
+    words = []
+    for before, after, unit in (("sqnr_db_before", "sqnr_db", "dB"), ("us float", "us", "us by the cost table")):
+        if after in left:
+            old, new = left.pop(before, None), left.pop(after)
+            words.append(f"{new:.4g} {unit}" if old in (None, new) else f"{old:.4g} -> {new:.4g} {unit}")
+    return ", ".join([*(f"{name.rpartition('::')[2]} {_number(count)}" for name, count in left.items()), *words])
 
 
 def _say(stage: str, what: str) -> None:

@@ -147,6 +147,7 @@ def quantize(
 
     Exit 0: written. 1: worse than --min-sqnr, nothing written. 2: bad input, nothing written.
     """
+    from qir.api.manifest import manifest_path
     from qir.api.quantizing import quantize as run
     from qir.pipeline.progress import progress_bar
     from qir.report.quantization import RANDOM_WARNING
@@ -183,12 +184,19 @@ def quantize(
             progress=progress,
             instruments=bars,
         )
-    if write_recipe is not None and result.placement is not None:
-        write_text(write_recipe, result.placement.to_toml())
+    recipe_written = write_recipe if result.placement is not None else None
+    if recipe_written is not None and result.placement is not None:
+        write_text(recipe_written, result.placement.to_toml())
+    elif write_recipe is not None:
+        typer.echo(f"warning: no {str(write_recipe)!r}: {result.preset!r} decides nothing for single nodes", err=True)
     if json:
         print_json(result.to_json())
     else:
         typer.echo(str(result).replace(RANDOM_WARNING, typer.style(RANDOM_WARNING, fg="red", bold=True)))
+        beside = [str(manifest_path(output))] if manifest and result.output is not None else []
+        beside += [str(path) for path in (report, recipe_written) if path is not None]
+        if beside:
+            typer.echo(f"  also      {', '.join(beside)}")
     if not result.passed:
         raise typer.Exit(1)
 

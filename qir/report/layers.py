@@ -133,7 +133,7 @@ class ComparisonReport:
         assert then is not None
         lines = [f"  advice: {now:.1f} dB -> {_promise(then)} at the worst output, by these recipe lines"]
         for one in self.advice.suggestions:
-            lines.append(f"    # {one.op}: {_gain(one.gain_db)} predicted, {one.cost_percent:+.1f} % time estimated")
+            lines.append(f"    # {one.op}: {_gain(one.gain_db)} predicted, {one.price}")
             lines += [f"    {line}" for line in one.recipe.to_toml().splitlines() if not line.startswith("#")]
         return lines
 

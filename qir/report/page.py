@@ -10,7 +10,7 @@ from qir.diff.changes import GraphDiff
 from qir.diff.render.wording import headline, sections
 from qir.pipeline import Remark, RemarkKind
 from qir.report.charts import grid_chart, layer_chart, range_chart
-from qir.report.quantization import NOISE, RANDOM_WARNING, QuantizationReport, speed_in_words
+from qir.report.quantization import NOISE, RANDOM_WARNING, QuantizationReport, size_in_words, speed_in_words
 from qir.targets.audit import Island
 from qir.validation.layers import Grid, Layer, LayerErrors
 
@@ -141,7 +141,7 @@ def _cards(report: QuantizationReport) -> list[Card]:
     cards = [
         Card(
             "size",
-            f"{ratio:.2f}x smaller",
+            size_in_words(report.size_before, report.size_after),
             f"{report.size_before / 1e6:.2f} to {report.size_after / 1e6:.2f} MB",
             "good" if ratio > 1.05 else "bad",
         )
@@ -162,7 +162,7 @@ def _cards(report: QuantizationReport) -> list[Card]:
         cards.append(
             Card(
                 "latency",
-                f"{one.ratio:.2f}x {speed_in_words(one.ratio)}",
+                speed_in_words(one.ratio),
                 f"{one.a_ms:.3f} to {one.b_ms:.3f} ms, 95 % interval {one.low:.2f} to {one.high:.2f}",
                 "good" if one.ratio >= 1 else "bad" if one.ratio < 1 - NOISE else "",
             )

@@ -15,7 +15,7 @@ from qir.report.check import output_lines, task_lines
 from qir.runtime.latency import LatencyComparison
 from qir.validation.metrics import Comparison, finite_db
 
-__all__ = ["NOISE", "RANDOM_WARNING", "QuantizationReport", "speed_in_words"]
+__all__ = ["NOISE", "RANDOM_WARNING", "QuantizationReport", "size_in_words", "speed_in_words"]
 
 _SHOWN_REMARKS = 12
 _INSTEAD = "'--preset int8-weights' makes the file smaller at float's speed"
@@ -151,16 +151,16 @@ class QuantizationReport:
         return "\n".join([*self._headline(), *self._outputs(), *self._execution(), *self._labels(), *self._why_float()])
 
     def _headline(self) -> list[str]:
-        ratio = self.size_before / max(self.size_after, 1)
+        size = size_in_words(self.size_before, self.size_after)
         lines = [
             f"{self.source} -> {self.output or 'nothing written'}  ({self.preset} for {self.target})",
-            f"  size      {_bytes(self.size_before)} -> {_bytes(self.size_after)}  ({ratio:.2f}x smaller)",
+            f"  size      {_bytes(self.size_before)} -> {_bytes(self.size_after)}  ({size})",
         ]
         if self.latency is not None:
             verdict = speed_in_words(self.latency.ratio)
             lines.append(
                 f"  latency   {self.latency.a_ms:.3f} -> {self.latency.b_ms:.3f} ms, one thread  "
-                f"({self.latency.ratio:.2f}x {verdict}; 95 % interval {self.latency.low:.2f} to "
+                f"({verdict}; 95 % interval {self.latency.low:.2f} to "
                 f"{self.latency.high:.2f})"
             )
         if self.accuracy is None:
@@ -247,7 +247,15 @@ def _bytes(count: int) -> str:
 
 
 def speed_in_words(ratio: float) -> str:
-    """What follows ``1.23x``."""
+    """``1.23x faster``; a ratio within NOISE of 1 is no difference."""
     if abs(ratio - 1) < NOISE:
-        return "as fast"
-    return "faster" if ratio > 1 else "of float's speed: SLOWER"
+        return f"as fast as float: {ratio:.2f}x"
+    return f"{ratio:.2f}x faster" if ratio > 1 else f"{ratio:.2f}x of float's speed: SLOWER"
+
+
+def size_in_words(before: int, after: int) -> str:
+    """``3.11x smaller``; a difference of half a percent is none."""
+    ratio = before / max(after, 1)
+    if abs(ratio - 1) < 0.005:
+        return "as large as before"
+    return f"{ratio:.2f}x smaller" if ratio > 1 else f"{1 / ratio:.2f}x LARGER"

@@ -14,6 +14,7 @@ import pytest
 import qir
 from qir import golden_models
 from qir.cli import main
+from qir.cli.demo import _in_words
 from qir.ir import Tensor
 from tests.cli.test_main import RUN
 
@@ -148,6 +149,16 @@ def test_demo_shows_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(wanted) <= set(stages)
     assert "dB SQNR" in text and "labels: accuracy" in text
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cnn-digits.int8.onnx"]
+    assert text.splitlines()[stages.index("validated") + 2].startswith("model.onnx -> "), "no folder of the package"
+    assert "qir demo cnn-digits --copy ." in text
+
+
+def test_stages_in_words() -> None:
+    assert _in_words({"sqnr_db_before": 40.28, "sqnr_db": 43.081}) == "40.28 -> 43.08 dB"
+    assert _in_words({"float": 1, "sqnr_db_before": 40.0, "sqnr_db": 40.0}) == "float 1, 40 dB"
+    assert _in_words({"us float": 332.51, "us": 218.0}) == "332.5 -> 218 us by the cost table"
+    assert _in_words({"ranges": 7, "bounded": 0}) == "ranges 7"
+    assert _in_words({"bounded": 0}) == ""
 
 
 def test_demo_list_and_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -526,3 +526,18 @@ def test_set_changes_an_option_of_a_pass(work: Path, capsys: Capture) -> None:
 def test_settings_that_cannot_be(setting: str, says: str | list[str], work: Path, capsys: Capture) -> None:
     small_model(work / "m.onnx")
     refuses(capsys, "m.onnx", "-o", "out.onnx", "--preset", "optimize", "--set", setting, says=says)
+
+
+# What is said
+
+
+def test_every_file_that_was_written_is_named(work: Path, capsys: Capture) -> None:
+    small_model(work / "m.onnx")
+    arguments = ["quantize", "m.onnx", "-o", "out.onnx", "--preset", "optimize"]
+    assert main([*arguments, "--report", "r.md", "--write-recipe", "r.toml"]) == 0
+    said = capsys.readouterr()
+    assert "  also      out.onnx.qir.json, r.md\n" in said.out
+    assert "warning: no 'r.toml': 'optimize' decides nothing for single nodes" in said.err
+    assert set(files(work)) == {"m.onnx", "out.onnx", "out.onnx.qir.json", "r.md"}
+    assert main([*arguments, "--no-manifest"]) == 0
+    assert "  also " not in capsys.readouterr().out

@@ -9,17 +9,32 @@ import pytest
 
 import qir
 from qir import golden_models
-from qir.report.quantization import speed_in_words
+from qir.report.quantization import size_in_words, speed_in_words
 
 SHAPES = golden_models.path("resnet-shapes")
 
 
 @pytest.mark.parametrize(
     ("ratio", "words"),
-    [(1.3, "faster"), (1.004, "as fast"), (0.996, "as fast"), (0.9, "of float's speed: SLOWER")],
+    [
+        (1.3, "1.30x faster"),
+        (1.021, "1.02x faster"),
+        (1.019, "as fast as float: 1.02x"),
+        (0.985, "as fast as float: 0.98x"),
+        (0.979, "0.98x of float's speed: SLOWER"),
+        (0.5, "0.50x of float's speed: SLOWER"),
+    ],
 )
 def test_a_difference_that_is_noise_is_none(ratio: float, words: str) -> None:
     assert speed_in_words(ratio) == words
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [(300, "3.33x smaller"), (998, "as large as before"), (1250, "1.25x LARGER"), (0, "1000.00x smaller")],
+)
+def test_a_file_that_grew_says_so(after: int, words: str) -> None:
+    assert size_in_words(1000, after) == words
 
 
 def test_a_poor_result_says_so_and_what_to_look_at(tmp_path: Path) -> None:
