@@ -26,10 +26,11 @@ __all__ = ["MixedPrecision"]
 
 @dataclass(frozen=True)
 class MixedPrecision(Pass):
-    """Ablate: quantize one node at a time, measure the noise that it alone puts on the outputs, and let nodes go back
-    to float by decibels won per time lost, as the target's cost table tells it. Noise powers of single nodes add up to
-    what the whole has, nearly; the choice is measured, on ``check-samples``, before it is taken. Single nodes are
-    measured on up to ``samples``, of large models on fewer.
+    """Let nodes go back to float that cost much accuracy for little time. One node at a time is quantized and the
+    noise measured that it alone puts on the outputs; who comes first is decided by decibels won per time lost, as the
+    target's cost table tells it. Noise powers of single nodes add up to what the whole has, nearly; the choice is
+    measured, on ``check-samples``, before it is taken. Single nodes are measured on up to ``samples``, of large
+    models on fewer.
 
     Without ``min-sqnr``, nodes go back only where that pays: ``db-per-percent`` dB for each percent of the model's
     time, at most ``max-percent`` of it in all and ``max-win`` of what integers win over float, ``max-share`` of the

@@ -31,9 +31,9 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Rescue(Pass):
-    """Run the annotated model on a few calibration samples; while an output is worse than ``min-sqnr`` dB, take the
-    integers away from the values that lose most (by their own quantization error), twice as many each round.
-    Nodes to which a ``recipe`` gives a precision keep it.
+    """While an output of the annotated model is worse than ``min-sqnr`` dB on a few calibration samples, take the
+    integers away from the values that lose most, by their own quantization error, twice as many each round. Nodes to
+    which a ``recipe`` gives a precision keep it.
 
     Before::
 

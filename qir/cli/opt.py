@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qir.calibration.data import DataSource
     from qir.ir import Model
     from qir.pipeline import Registry
+    from qir.validation.numeric_check import NumericCheck
 
 __all__ = ["opt"]
 
@@ -181,7 +182,7 @@ def opt(
     if json:
         print_json({"model": str(model), "output": None if output is None else str(output), **result.to_json()})
     else:
-        _print(result, output, timing=timing, remarks=None if remarks is None else shown)
+        _print(result, output, check, timing=timing, remarks=None if remarks is None else shown)
 
 
 def _reproduce(folder: Path, model: Path | None, passes: str | None, pipeline: Path | None, json: bool) -> None:
@@ -217,7 +218,14 @@ def _to_stderr(text: str) -> None:
     sys.stderr.write(text)
 
 
-def _print(result: PipelineResult, output: Path | None, *, timing: bool, remarks: RemarkFilter | None) -> None:
+def _print(
+    result: PipelineResult,
+    output: Path | None,
+    check: NumericCheck | None,
+    *,
+    timing: bool,
+    remarks: RemarkFilter | None,
+) -> None:
     from qir.pipeline.remarks import format_remarks
     from qir.pipeline.timing import format_timing
 
@@ -227,5 +235,7 @@ def _print(result: PipelineResult, output: Path | None, *, timing: bool, remarks
         typer.echo(lines)
     if timing:
         typer.echo(format_timing(result.timing))
+    if check is not None:
+        typer.echo(str(check))
     if output is not None:
         typer.echo(f"wrote {output}")

@@ -30,8 +30,9 @@ class NumericCheck(Instrument):
     An exact pass is compared with the model as the last lossy one left it (or as it came), a lossy one with
     ``reference``, the model as it came where none is given. A pass that edited nothing which computes is not run.
     ``on_failure="stop"`` raises NumericsError, which undoes the pass; ``"rollback"`` undoes it and goes on, and
-    ``failures`` tells. ``golden`` is anything that ``open_golden`` takes; its first ``samples`` inputs are used, None
-    for all. Expected outputs stored there are not: what counts is what the model gave before.
+    ``failures`` tells. ``passed`` names those that ran and kept what they declare; ``str`` says it in a line.
+    ``golden`` is anything that ``open_golden`` takes; its first ``samples`` inputs are used, None for all. Expected
+    outputs stored there are not: what counts is what the model gave before.
     """
 
     label = "verify numerics"
@@ -54,6 +55,12 @@ class NumericCheck(Instrument):
         self._baseline: Outputs = []
         self.numerics = Numerics([], tolerance)
         self.failures: list[Failure] = []
+        self.passed: list[str] = []
+
+    def __str__(self) -> str:
+        if not self.passed:
+            return "verified: no pass changed what is computed"
+        return f"verified on {len(self.numerics.feeds)} samples: {', '.join(dict.fromkeys(self.passed))}"
 
     def begin(self, model: Model, passes: tuple[Pass, ...]) -> None:
         """Raises DataError where the golden data does not fit, ModelError where onnxruntime refuses the model."""
@@ -68,6 +75,7 @@ class NumericCheck(Instrument):
             return None
         outputs, fault = self.numerics.fault(judged, run.model, self._baseline, self._reference)
         if fault is None:
+            self.passed.append(run.pass_.name)
             if judged == "lossy":
                 self._baseline = outputs
             return None

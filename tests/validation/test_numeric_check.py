@@ -49,6 +49,10 @@ def test_a_sound_pass_passes_and_one_that_does_nothing_is_not_run(tmp_path: Path
     )
     assert [report.changed for report in result.passes] == [True, False, True]
     assert check.numerics.runs == 2
+    assert str(check) == f"verified on {len(feeds()['x'])} samples: drop-ones"
+    idle = NumericCheck(feeds())
+    pipeline("drop-ones", tmp_path).run(chain([2.0]), instruments=[idle])
+    assert str(idle) == "verified: no pass changed what is computed"
 
 
 def test_a_lossy_pass_is_held_to_its_threshold_and_the_next_exact_one_to_what_it_left(tmp_path: Path) -> None:
