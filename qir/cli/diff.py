@@ -56,6 +56,7 @@ def diff(
     from qir.cli.options import write_text
     from qir.diff import diff as compare
     from qir.diff.gate import parse_conditions
+    from qir.diff.render.wording import headline
 
     conditions = parse_conditions(fail_on) if fail_on is not None else None
     kinds = [kind.strip() for text in ignore or () for kind in text.split(",")]
@@ -65,6 +66,7 @@ def diff(
         sys.stdout.write(content)
     else:
         write_text(output, content)
+        typer.echo(f"wrote {output}: {headline(found)}")
     if conditions is None:
         failed = not found.identical
     else:

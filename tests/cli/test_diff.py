@@ -59,9 +59,12 @@ def test_what_is_ignored_does_not_count(new: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("name", "start"), [("d.md", "### "), ("d.html", "<!doctype html>"), ("d.json", "{"), ("d", "m")]
 )
-def test_the_file_name_says_the_format(new: Path, tmp_path: Path, name: str, start: str) -> None:
+def test_the_file_name_says_the_format(
+    new: Path, tmp_path: Path, name: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["diff", str(OLD), str(new), "-o", str(tmp_path / name)]) == 1
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(start)
+    assert capsys.readouterr().out == f"wrote {tmp_path / name}: 1 node changed.\n"
 
 
 def test_conditions_decide(new: Path, capsys: pytest.CaptureFixture[str]) -> None:
