@@ -11,9 +11,9 @@ from typing import Any
 
 from qir.targets.target import Form, Target
 
-__all__ = ["machine", "target_json", "target_lines"]
+__all__ = ["FORMS", "cost_lines", "dynamic", "machine", "target_json", "target_lines"]
 
-_FORMS = {
+FORMS = {
     Form.CONVOLUTION: "one quantizer on the result",
     Form.LINEAR: "a quantizer on each use of the input, the result may stay float",
     Form.ELEMENTWISE: "all operands and the result quantized",
@@ -22,6 +22,7 @@ _FORMS = {
     Form.RECURRENT: "quantizes its activations itself",
     Form.LOOKUP: "rows of codes",
 }
+"""How an operator of a form runs on integers, in words."""
 
 
 def target_json(target: Target) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def target_json(target: Target) -> dict[str, Any]:
         "runtime_versions": target.runtime_versions,
         "runs_here": target.runs_here,
         "integer": {form.value: operators for form, operators in _by_form(target).items()},
-        "dynamic": _dynamic(target),
+        "dynamic": dynamic(target),
         "float": dict(target.float_only),
         "activation": {"dtype": str(target.activation), "symmetric": target.symmetric},
         "weight": {
@@ -66,8 +67,8 @@ def target_lines(target: Target) -> list[str]:
     lines = [f"{target.name}  ({target.runtime_versions})", "", target.title, "", "Runs on integers"]
     for form, operators in _by_form(target).items():
         lines.append(f"  {', '.join(operators)}")
-        lines.append(f"      {_FORMS[form]}")
-    lines += [f"  {text}" for text in _dynamic(target).values()]
+        lines.append(f"      {FORMS[form]}")
+    lines += [f"  {text}" for text in dynamic(target).values()]
     symmetric = ", zero point 0" if target.symmetric else ""
     lines += [
         "",
@@ -86,7 +87,7 @@ def target_lines(target: Target) -> list[str]:
     lines += [f"  {', '.join(operators)}: {reason}" for reason, operators in reasons.items()]
     lines += ["", "To know", *(f"  - {note}" for note in target.notes)]
     if target.runs_here:
-        lines += ["", "Costs, float / integer, one thread", *_cost_lines(target)]
+        lines += ["", "Costs, float / integer, one thread", *cost_lines(target)]
     options = ", ".join(f"{key}={value}" for key, value in sorted(target.session_options.items()))
     lines += ["", f"Session options  {options or 'the defaults'}"]
     lines += ["", "Sources", *(f"  {source}" for source in rules.sources)]
@@ -105,7 +106,8 @@ def machine() -> dict[str, str]:
     return {"processor": model, "cores": str(os.cpu_count() or 1), "onnxruntime": version("onnxruntime")}
 
 
-def _cost_lines(target: Target) -> list[str]:
+def cost_lines(target: Target) -> list[str]:
+    """The cost table as lines of text."""
     cost = target.cost
     pairs = {
         "products": cost.macs_per_us,
@@ -127,7 +129,8 @@ def _by_form(target: Target) -> dict[Form, list[str]]:
     return found
 
 
-def _dynamic(target: Target) -> Mapping[str, str]:
+def dynamic(target: Target) -> Mapping[str, str]:
+    """What quantizes at run time or has a kernel of its own, in words."""
     found: dict[str, str] = {}
     if target.dynamic_linear:
         found["linear"] = "MatMul, Gemm: quantize their input at run time where it stands as float"

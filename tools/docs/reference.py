@@ -1,18 +1,21 @@
-"""References written from the code: every pass and preset, every command, the Python interface."""
+"""References written from the code: every pass and preset, every command, every target, the Python interface."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from qir.cli import COMMANDS
 from qir.pipeline import Preset, default_registry
 from qir.pipeline.describe import PassDoc, describe_pass
+from tools.docs.targets import target_page
 
-__all__ = ["pages"]
+__all__ = ["calls", "pages"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {
@@ -31,6 +34,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/passes.md": "\n".join(_passes()),
         "reference/commands.md": "\n".join(_commands()),
+        "reference/targets.md": "\n".join(target_page()),
         "reference/python.md": "\n".join(_python()),
     }
 
@@ -64,19 +68,42 @@ def _pass(doc: PassDoc) -> Iterator[str]:
         yield ""
 
 
+def calls() -> dict[tuple[str, ...], str]:
+    """Every command and sub-command, ``("golden", "record")``, and what it does."""
+    found: dict[tuple[str, ...], str] = {}
+    for name, what in COMMANDS.items():
+        found[(name,)] = what
+        group = getattr(import_module(f"qir.cli.{name.replace('-', '_')}"), "app", None)
+        for one in group.registered_commands if group is not None else ():
+            found[(name, one.name or one.callback.__name__)] = (one.callback.__doc__ or "").strip().partition("\n")[0]
+    return found
+
+
 def _commands() -> Iterator[str]:
     yield "# Commands\n\nExit codes: 0 done, 1 a check failed, 2 bad input or usage (one line on stderr).\n"
-    for name, what in COMMANDS.items():
-        yield f"## qir {name}\n\n{what}\n\n```\n{_help(name)}\n```\n"
+    found = calls()
+    for (words, what), text in zip(found.items(), _help(list(found)), strict=True):
+        heading = "#" * (1 + len(words))
+        yield f"{heading} qir {' '.join(words)}\n\n{_marked(what)}\n\n```\n{text}\n```\n"
 
 
-def _help(name: str) -> str:
-    code = "import sys; from qir.cli import main; sys.exit(main())"
+_PRINT_HELP = """
+import json, sys
+from qir.cli import main
+for words in json.loads(sys.argv[1]):
+    if main([*words, "--help"]):
+        sys.exit(f"{words}: no help")
+    print(chr(0), end="")
+"""
+
+
+def _help(commands: Sequence[Sequence[str]]) -> list[str]:
+    """What ``--help`` prints, on a terminal of 100 columns."""
     environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PATH": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, name, "--help"], capture_output=True, text=True, check=True, env=environment
-    )
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    command = [sys.executable, "-P", "-c", _PRINT_HELP, json.dumps([list(words) for words in commands])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    shown = done.stdout.split("\0")[: len(commands)]
+    return ["\n".join(line.rstrip() for line in text.strip().splitlines()) for text in shown]
 
 
 def _python() -> Iterator[str]:
