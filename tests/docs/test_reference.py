@@ -39,12 +39,13 @@ def test_every_target_has_its_constraints_and_sources(name: str) -> None:
     target = load_target(name)
     rules = target.constraints
     assert target.title in section
-    for words in (*rules.sources, *rules.traps, *map(str, rules.activations), *map(str, rules.weights), *target.notes):
+    for words in (*rules.traps, *map(str, rules.activations), *map(str, rules.weights), *target.notes):
         assert words in section
     for words in (*rules.per_channel, *target.rules, *target.float_only, *target.session_options):
         assert words in section
     for one in {rule.form for rule in target.rules.values()}:
         assert FORMS[one] in section
+    assert all(source.split()[0] in section for source in rules.sources)
     assert rules.sources, "a constraint without a source is a rumour"
 
 
