@@ -31,11 +31,13 @@ def expose(model: Model, values: Sequence[Value]) -> tuple[Model, dict[str, Valu
     """A copy of the model with ``values`` as further outputs, and which name stands for which.
 
     A value of a body comes out as a vector of its numbers, or of their bounds (see ``hand_out``); where that is
-    impossible it is left out.
+    impossible it is left out, and so is a result that its node does not make (it has no name).
     """
     clone = model.clone_with_map()
     names: dict[str, Value] = {}
     for value in values:
+        if not value.name:
+            continue
         copy = clone.values[value]
         if copy.graph is not clone.model.graph:
             made = hand_out(copy)

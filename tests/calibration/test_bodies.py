@@ -155,3 +155,20 @@ def test_calibrate_watches_bodies() -> None:
     watched, never = value(source, "h").observed, value(source, "k").observed
     assert watched == Interval(0, 3)
     assert never is not None and never.is_empty
+
+
+def test_a_result_that_its_node_does_not_make_is_left_out() -> None:
+    source = model(
+        """graph g(%p: bool[], %x: f32[1,1,2]) -> (%y) {
+        @w: f32[1,8,2] #1 @r: f32[1,8,2] #2
+        %y: f32[1,1,2] = If(%p) {
+            then_branch=graph t() -> (%h) { _: f32[1,1,1,2], %h: f32[1,1,2] = LSTM(%x, @w, @r) {hidden_size=2} },
+            else_branch=graph e() -> (%b) { %b: f32[1,1,2] = Neg(%x) }
+        }
+    }"""
+    )
+    values = [value for graph in source.graph.graphs() for value in graph.values() if not value.is_constant]
+    assert any(not value.name for value in values)
+    feeds = [{"p": np.array(True), "x": np.ones((1, 1, 2), np.float32)}]
+    found = collect(source, [value for value in values if str(value.dtype) == "f32"], feeds)
+    assert {value.name for value in found} == {"x", "h", "b", "y"}
