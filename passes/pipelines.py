@@ -28,7 +28,7 @@ OPTIMIZE = Preset(
     "optimize",
     # Twice at first: what is plain lets more sizes be known, and the other way round.
     "inline-functions,canonicalize,fold-constants{unroll=16},canonicalize,fold-constants,fuse,flatten-matmul,"
-    "canonicalize",
+    "canonicalize,avoid-slow-fusions",
     "Exact clean-up and fusion: the same function in fewer nodes.",
 )
 
@@ -37,19 +37,19 @@ _PREPARE = "inline-functions,widen-float16,canonicalize,convert-opset{to=13},fol
 INT8 = Preset(
     "int8",
     f"{_PREPARE},analyze-ranges,calibrate,tune,quantize,partition,rescue,mixed-precision,partition,place,"
-    "round-weights{samples=16},emit-qdq",
+    "round-weights{samples=16},avoid-slow-fusions,emit-qdq",
     "Static int8 with u8 activations and per-channel s8 weights, placed where the target runs integers fast.",
 )
 
 INT8_FAST = Preset(
     "int8-fast",
-    f"{_PREPARE},analyze-ranges,calibrate,quantize,partition,place,correct-bias,emit-qdq",
+    f"{_PREPARE},analyze-ranges,calibrate,quantize,partition,place,correct-bias,avoid-slow-fusions,emit-qdq",
     "int8 without the search for what should stay float.",
 )
 
 INT8_DYNAMIC = Preset(
     "int8-dynamic",
-    f"{_PREPARE},quantize-dynamic,place,emit-dynamic",
+    f"{_PREPARE},quantize-dynamic,place,avoid-slow-fusions,emit-dynamic",
     "Integer weights, activations quantized at run time: needs no calibration data.",
 )
 
@@ -58,11 +58,11 @@ _THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observe
 INT8_BEST = Preset(
     "int8-best",
     f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,partition,rescue,mixed-precision,partition,place,"
-    "round-weights{sweeps=2},emit-qdq",
+    "round-weights{sweeps=2},avoid-slow-fusions,emit-qdq",
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )
 
-_STORED = "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize"
+_STORED = "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,avoid-slow-fusions"
 
 CODEBOOK4 = Preset(
     "codebook4",
@@ -98,7 +98,7 @@ FP16 = Preset(
 
 FP16_WEIGHTS = Preset(
     "fp16-weights",
-    f"{_CLEAN},convert-float{{form=storage}}",
+    f"{_CLEAN},avoid-slow-fusions,convert-float{{form=storage}}",
     "Weights stored as f16 and widened when the model is loaded: half the size, float's speed and accuracy.",
 )
 
@@ -127,7 +127,7 @@ INT16 = Preset(
     "16-bit activations and 8-bit weights, results too, for NPUs that run them; emulated on ort-cpu.",
 )
 
-_WEIGHTS = "widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize"
+_WEIGHTS = "widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,avoid-slow-fusions"
 
 INT8_WEIGHTS = Preset(
     "int8-weights",

@@ -88,7 +88,8 @@ class Target:
     ``float_only``: operators that stay float, with the reason that a remark gives. ``barriers``: operators that the
     runtime turns into integer ones by itself, slower or less accurate, when they stand between a dequantizer and a
     quantizer; an operator in between prevents that. ``passed_by_quantizers``: float operators before which the
-    runtime moves the quantizer of their result although they are slow on integers there. ``dynamic_linear``: linear
+    runtime moves the quantizer of their result although they are slow on integers there. ``slow_fusions``: kernels
+    that it makes of float operators although those are faster. ``dynamic_linear``: linear
     operators that quantize their input at run time are no slower than static ones. ``lookup``: how a Gather from a
     constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an
     operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
@@ -115,6 +116,7 @@ class Target:
     min_table_bytes: int = 0
     barriers: frozenset[str] = frozenset()
     passed_by_quantizers: frozenset[str] = frozenset()
+    slow_fusions: frozenset[str] = frozenset()
     activation: DType = DType.UINT8
     weight: DType = DType.INT8
     weight_range: WeightRange = WeightRange.PAIR_SAFE

@@ -23,6 +23,7 @@ def fused(model: Model) -> Counter[str]:
     """The operators that only the runtime's own fusions make (layouts of convolutions are none); norms of all kinds."""
     counts = optimized_model(to_bytes(model)).op_counts
     found = Counter({op: n for op, n in counts.items() if op.startswith("com.microsoft::") and "nchwc" not in op})
+    found -= Counter({op: found[op] for op in _NORMS})  # which of them is not the point: see avoid-slow-fusions
     found["norms"] = sum(counts[op] for op in _NORMS)
     return found
 
@@ -122,7 +123,7 @@ def test_golden_transformers(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("minilm-l6-sts", {"com.microsoft::SkipLayerNormalization": 6, "com.microsoft::BiasGelu": 6}),
+        ("minilm-l6-sts", {"norms": 13, "com.microsoft::BiasGelu": 6}),
         ("vit-cifar10", {"com.microsoft::FusedMatMul": 15}),
     ],
 )
