@@ -49,6 +49,7 @@ class ClusterWeights(Pass):
     samples: int = 64
     rows: int = 16384
     keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -57,7 +58,7 @@ class ClusterWeights(Pass):
             raise ValueError("dim must be 1, 2, 4 or 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe)
         return store_weights(self, options, self._code, model, ctx)
 
     def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:

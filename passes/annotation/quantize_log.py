@@ -47,13 +47,14 @@ class QuantizeLog(Pass):
     samples: int = 64
     rows: int = 16384
     keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError("bits must be 2 to 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float)
+        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe)
         return store_weights(self, options, self._code, model, ctx)
 
     def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:

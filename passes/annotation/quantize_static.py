@@ -27,6 +27,7 @@ __all__ = ["QuantizeStatic"]
 
 TypeName = Literal["u8", "s8", "u16", "s16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz"]
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _LIGHT = frozenset(
     {"Add", "Sub", "Mul", "Div", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "Tanh", "Softmax"}
 )
@@ -45,7 +46,8 @@ class QuantizeStatic(Pass):
     number of the type, zero point 0; biases stay float. For ort-cpu, which mistakes
     float codes for integers when it fuses, a Max of one operand stands on either side of quantizer and dequantizer.
     ``results`` also stores the results of these and of light operators in the activation's type, as runtimes without
-    float units want it.
+    float units want it; but not of a matrix product for readers that a recipe keeps in float, where the target hands
+    out floats as well.
 
     Before::
 
@@ -93,6 +95,7 @@ class QuantizeStatic(Pass):
         # zero point 0, and refuses the integer operators that it makes.
         blocked = on_cpu and DType.from_text(self.activation).is_float
         barriers: dict[tuple[Value, Graph], Value] = {}
+        quantized = set(nodes)
         for node in nodes:
             choice = chosen.get(node)
             if choice is not None and choice.precision == "int8-dynamic":
@@ -106,7 +109,8 @@ class QuantizeStatic(Pass):
             if missing:
                 result.remarks.append(self.missed(node, f"{node.op} stays float: nothing was seen of {missing[0]!r}"))
                 continue
-            self._annotate(node, types, target, native, result)
+            bare = native is not None and node.op in _PRODUCTS and _reads_float(_result(node), quantized, chosen)
+            self._annotate(node, types, target, native, result, stored=self.results and not bare)
             if blocked:
                 _raise_barriers(node, self._data(node), barriers)
             result.count(node.op)
@@ -168,6 +172,8 @@ class QuantizeStatic(Pass):
         target: Target,
         native: Target | None,
         result: PassResult,
+        *,
+        stored: bool,
     ) -> None:
         for use in self._data(node):
             tensor = use.value.tensor
@@ -182,7 +188,7 @@ class QuantizeStatic(Pass):
                 numbers = Interval(float(tensor.numpy().min()), float(tensor.numpy().max()))
                 use.quant = self._activation_type(numbers) or use.quant
         self._bias(node, result)
-        if self.results:
+        if stored:
             _result(node).quant = types[_result(node)]
         node.kernel = "integer"
 
@@ -224,6 +230,13 @@ class QuantizeStatic(Pass):
         largest = np.maximum(channel_magnitude(weight, axis), SMALLEST_SCALE)
         scale = (largest / float_format(dtype).largest).astype(np.float32)
         return StaticQuant(dtype, tuple(np.atleast_1d(scale).tolist()), (0,), axis)
+
+
+def _reads_float(value: Value, quantized: set[Node], chosen: Mapping[Node, Choice]) -> bool:
+    """Whether a recipe keeps a reader in float, and no reader is quantized."""
+    readers = value.users
+    kept = any((choice := chosen.get(node)) is not None and choice.precision == "float" for node in readers)
+    return kept and not value.is_output and quantized.isdisjoint(readers)
 
 
 def _raise_barriers(node: Node, uses: list[Use], made: dict[tuple[Value, Graph], Value]) -> None:

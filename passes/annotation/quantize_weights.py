@@ -44,7 +44,8 @@ class QuantizeWeights(Pass):
     results, layer after layer, with the inputs that the quantized layers before make), ``auto`` (gptq with samples,
     else mse). With ``target-size``, a share of the float file's size, each weight gets 4 bits, 8 bits or float, so
     that error falls most per byte: error relative to the layer's results, by the inputs' energy where samples are at
-    hand. Weights of fewer than ``min-size`` elements stay float.
+    hand. Weights of fewer than ``min-size`` elements stay float. A recipe's ``precision``: ``float``, or ``int8`` for 8
+    bits instead of 4.
 
     Before::
 
@@ -116,9 +117,17 @@ class QuantizeWeights(Pass):
         self, model: Model, weights: Sequence[Weight], energy: Mapping[Value, np.ndarray], ctx: PassContext
     ) -> Mapping[Value, int | None]:
         """4, 8, or None for float, of each weight. Raises OptionError for an unreachable size."""
+        said = Recipe.open(self.recipe).assign(model, ctx.reference)
+        finer = {
+            weight.value
+            for weight in weights
+            if any((one := said.get(slot.node)) is not None and one.precision == "int8" for slot in weight.slots)
+        }
         if self.target_size is None:
-            return {weight.value: self.bits for weight in weights}
-        return _within_budget(self, model, weights, energy, self.target_size, ctx)
+            chosen: Mapping[Value, int | None] = {weight.value: self.bits for weight in weights}
+        else:
+            chosen = _within_budget(self, model, weights, energy, self.target_size, ctx)
+        return {value: 8 if value in finer and bits is not None else bits for value, bits in chosen.items()}
 
     def _round(
         self,

@@ -69,6 +69,7 @@ class WeightCodes:
     samples: int
     rows: int
     keep_float: tuple[str, ...]
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def store_weights(owner: Pass, options: WeightCodes, coder: Coder, model: Model,
 
 def _weights(owner: Pass, options: WeightCodes, model: Model, result: PassResult) -> Iterator[Weight]:
     """The constants worth storing as codes; remarks say why the others are not."""
-    kept = Recipe().with_float(options.keep_float).resolve(model)
+    kept = Recipe.open(options.recipe).with_float(options.keep_float).resolve(model)
     small: list[Value] = []
     for graph in model.graph.graphs():
         for value in graph.initializers:

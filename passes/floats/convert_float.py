@@ -64,6 +64,7 @@ class ConvertFloat(Pass):
     form: Literal["compute", "storage"] = "compute"
     keep_io: bool = True
     keep_float: tuple[str, ...] = ()
+    recipe: str | None = None
     min_size: int = 256
     """Of constants in form ``storage``."""
     file: str | None = None
@@ -78,11 +79,11 @@ class ConvertFloat(Pass):
     def _convert(self, model: Model, ctx: PassContext, narrow: _Narrow) -> PassResult:
         result = PassResult()
         dtype = _DTYPES[self.dtype]
-        keep = Recipe().with_float(self.keep_float).resolve(model)
+        keep = Recipe.open(self.recipe).with_float(self.keep_float).resolve(model)
         if self.form == "storage":
             if dtype is DType.BFLOAT16 and (model.opset() or 0) < 13:
                 raise UnsupportedError(f"bf16 needs opset 13, the model has {model.opset()}: run 'convert-opset' first")
-            self._store(model, dtype, narrow, result)
+            self._store(model, dtype, keep, narrow, result)
         else:
             plan = plan_half(model, dtype, self._seen(model, ctx), keep, keep_io=self.keep_io)
             _Converter(plan, self.keep_io, narrow, result).convert()
@@ -107,13 +108,19 @@ class ConvertFloat(Pass):
         found: dict[Value, MinMax] = collect(model, values, feeds, progress=ctx.progress)
         return {value: one.interval.magnitude for value, one in found.items() if not one.interval.is_empty}
 
-    def _store(self, model: Model, dtype: DType, narrow: _Narrow, result: PassResult) -> None:
+    def _store(
+        self, model: Model, dtype: DType, keep: Callable[[Node], str | None], narrow: _Narrow, result: PassResult
+    ) -> None:
         limit = 16 * float_format(dtype).epsilon ** 2 / 12
         for graph in model.graph.graphs():
             first = graph.nodes.first
             for value in list(graph.initializers):
                 tensor = value.tensor
                 if tensor is None or tensor.dtype is not DType.FLOAT or tensor.size < self.min_size or value.is_output:
+                    continue
+                reason = next((why for node in value.users if (why := keep(node)) is not None), None)
+                if reason is not None:
+                    result.remarks.append(self.missed(value, f"stays float32: {reason}"))
                     continue
                 # Masks are clamped, so their size says nothing.
                 if relative_loss(tensor.numpy(), dtype, below=MASK) > limit:

@@ -42,6 +42,8 @@ Method = Literal["minmax", "percentile", "mse", "entropy", "moving-average"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 METHODS: tuple[Method, ...] = get_args(Method)
 CORRECTIONS = ("bias",)
+_LONGEST = 4000
+"""Of a pattern: globs take time that grows with the square of their length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,8 @@ def _choices(table: dict[str, object], where: str) -> list[Choice]:
     patterns = match if isinstance(match, list) else [match]
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise OptionError(f"{where}: 'match' must be a name, a glob or an operator type, or a list of these")
+    if max(len(str(pattern)) for pattern in patterns) > _LONGEST:
+        raise OptionError(f"{where}: 'match' is longer than {_LONGEST} characters: give a glob of the names' start")
     precision, method = _precision_and_method(table, where)
     return [Choice(str(pattern), precision, where, method) for pattern in patterns]
 

@@ -1,29 +1,37 @@
 """What to do about the error of a quantized model: what to correct, whose ranges to choose in another way, what to
-keep in float, and how many decibels that should bring.
+keep in float or give more bits, and how many decibels that should bring.
 
 A node's own error says little about the harm that it does at the outputs, so errors are injected into the float model
-(see ``injection``). First what costs no time: a bias correction, a threshold method for all. Then nodes, alone, with
-their readers, of a kind or in a row, by decibels per percent of time. The gain of a line is measured together with all
-lines before it, so none is given that makes worse what those before it reach.
+(see ``injection``). First what costs no time: a bias correction, a threshold method for all. Then lines for nodes,
+alone, with their readers, of a kind or in a row: the one that gains most less its price, measured together with the
+lines before it; again and again. Last, what has become needless is left out: lines, and kinds of operators in them.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from qir.analysis.cost import model_cost, node_cost, with_input_shapes
+from qir.analysis.cost import model_cost, with_input_shapes
 from qir.ir import Model, Node
 from qir.pipeline.contract import NoProgress, Progress
 from qir.quant.recipe import METHODS, PRECISIONS, Choice, Method, Precision, Recipe
 from qir.targets import Target
-from qir.validation.injection import LINEAR, TRIED_METHODS, Bench, Group, Plan, open_bench
+from qir.validation.candidates import (
+    LEAST_SET,
+    Line,
+    Prices,
+    free_lines,
+    of_kinds,
+    prices,
+    single_lines,
+    sweeps,
+)
+from qir.validation.injection import TRIED_METHODS, Bench, Plan, open_bench
 from qir.validation.layers import EXACT, Arrays, LayerErrors
 
 __all__ = ["Advice", "Suggestion", "advise"]
@@ -36,7 +44,8 @@ _VARIANTS_FOR = 12
 class Suggestion:
     """One table of a recipe, or a correction. ``nodes``: names, or one operator type, or ``*``; ``op``: what they are.
     ``gain_db``: what it adds to the lines before it, at the worst output; ``cost_percent``: estimated share of the
-    model's time that it takes, from the target's cost table."""
+    model's time that it takes, from the target's cost table; ``size_percent``: by how much it makes the file larger;
+    ``by_size``: that is what counts, since nothing but weights is quantized."""
 
     nodes: tuple[str, ...]
     op: str
@@ -45,6 +54,8 @@ class Suggestion:
     gain_db: float
     cost_percent: float
     correction: str | None = None
+    size_percent: float = 0.0
+    by_size: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -57,7 +68,11 @@ class Suggestion:
     @property
     def why(self) -> str:
         gain = f"{self.gain_db:+.1f} dB" if self.gain_db < 100 else "the rest"
-        return f"{gain} predicted, {self.cost_percent:+.1f} % time estimated"
+        return f"{gain} predicted, {self.price}"
+
+    @property
+    def price(self) -> str:
+        return f"{self.size_percent:+.1f} % size" if self.by_size else f"{self.cost_percent:+.1f} % time estimated"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -68,6 +83,7 @@ class Suggestion:
             "correction": self.correction,
             "gain_db": round(self.gain_db, 3),
             "cost_percent": round(self.cost_percent, 3),
+            "size_percent": round(self.size_percent, 3),
         }
 
 
@@ -90,22 +106,6 @@ class Advice:
         return recipe
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A table of the recipe to be: its nodes, how they are named, and what happens to them."""
-
-    group: Group
-    names: tuple[str, ...]
-    op: str
-    bias: bool = False
-
-    def added_to(self, plan: Plan) -> Plan:
-        return Plan((*plan.pairs, *self.group), plan.bias or self.bias)
-
-    def price(self, costs: Mapping[Node, float]) -> float:
-        return sum(costs[node] for node, way in self.group if way == "float")
-
-
 def advise(
     found: LayerErrors,
     feeds: Sequence[Arrays],
@@ -124,7 +124,7 @@ def advise(
     nodes = _quantized_nodes(found)
     if not nodes or not feeds:
         return Advice()
-    costs = _costs(found.reference, nodes, feeds[0], target)
+    cost = prices(found, nodes, feeds[0], target)
     feeds = feeds[: _affordable(found.reference, len(nodes), feeds[0])]
     watch = progress or NoProgress()
     with open_bench(found, nodes) as bench:
@@ -132,185 +132,145 @@ def advise(
         harm = bench.harm(feeds, nodes, watch)
         watch.finish()
         ways = bench.open_ways(nodes)
-        free, costly = _sweeps(found, nodes, ways, earlier or Recipe())
+        free = free_lines(nodes, ways, earlier or Recipe(), cost.stored_only)
         if free and free[0].bias:
             watch.start("mean errors", len(feeds))
             bench.learn_means(feeds, watch)
             watch.finish()
+        search = _Search(bench, feeds, cost, watch)
         worst = sorted(nodes, key=harm.__getitem__)[:_VARIANTS_FOR]
-        search = _Search(bench, feeds[:_TRIED_ON], costs, _work(found.reference, nodes, feeds[0]), watch)
-        lines = search.add([], free, most)
-        lines = search.add(lines, [*costly, *_single(worst, ways, bench.readers())], most)
+        lines = search.add([], free, most, feeds)
+        costly = [*sweeps(nodes, ways), *single_lines(worst, ways, bench.readers(), cost)]
+        lines = search.pruned(search.add(lines, costly, most, feeds[:_TRIED_ON]))
         lines.sort(key=lambda line: not line.bias)  # a key of the file stands above its tables
-        steps = _steps(bench, feeds, lines, watch)
-        gains = [after - before for before, after in itertools.pairwise(steps)]
-        if min(gains, default=1.0) < _LEAST_TOGETHER:
-            lines = [line for line, gain in zip(lines, gains, strict=True) if gain >= _LEAST_TOGETHER]
-            steps = _steps(bench, feeds, lines, watch)
+        steps = search.steps(lines)
     count = next((i for i, db in enumerate(steps) if reach_db is not None and db >= reach_db), len(lines))
     count = max(range(count + 1), key=lambda i: (round(steps[i], 2), -i))
-    made = [_suggestion(line, steps[i + 1] - steps[i], costs) for i, line in enumerate(lines[:count])]
+    made = [_suggestion(line, steps[i + 1] - steps[i], cost) for i, line in enumerate(lines[:count])]
     return Advice(made, steps[0], steps[count], {node.label: db for node, db in harm.items()})
 
 
-def _steps(bench: Bench, feeds: Sequence[Arrays], lines: Sequence[_Line], watch: Progress) -> list[float]:
-    """What is reached with none of the lines, with the first, with the first two ..."""
-    plans = [Plan()]
-    for line in lines:
-        plans.append(line.added_to(plans[-1]))
-    watch.start("checking lines together", len(plans) * len(feeds))
-    steps = bench.together(feeds, plans, watch)
-    watch.finish()
-    return steps
-
-
-def _suggestion(line: _Line, gain: float, costs: Mapping[Node, float]) -> Suggestion:
+def _suggestion(line: Line, gain: float, cost: Prices) -> Suggestion:
     if line.bias:
         return Suggestion(line.names, line.op, None, None, gain, 0.0, "bias")
-    way = line.group[0][1]
-    is_method = way in TRIED_METHODS
+    is_method = line.way in TRIED_METHODS
     return Suggestion(
-        line.names, line.op, None if is_method else way, way if is_method else None, gain, line.price(costs)
+        line.names,
+        line.op,
+        None if is_method else line.way,
+        line.way if is_method else None,
+        gain,
+        cost.time_of(line),
+        size_percent=cost.size_of(line),
+        by_size=cost.stored_only,
     )
-
-
-# Many nodes at once
-
-
-def _sweeps(
-    found: LayerErrors, nodes: Sequence[Node], ways: Sequence[str], earlier: Recipe
-) -> tuple[list[_Line], list[_Line]]:
-    """Lines for many nodes: those that cost no time, which are tried first, and those that do."""
-    free: list[_Line] = []
-    if "bias" not in earlier.corrections:
-        free.append(_Line([], ("*",), "all means", bias=True))
-    if not any(choice.match == "*" and choice.method is not None for choice in earlier.choices):
-        # Chosen again on fewer samples a range only seems better: to those.
-        free += [_Line([(node, way) for node in nodes], ("*",), "all ranges") for way in ways if way in TRIED_METHODS]
-    kinds: dict[str, list[Node]] = {}
-    for node in nodes:
-        kinds.setdefault(node.op, []).append(node)
-        if node.op == "Conv" and node.get("group", 1) != 1:
-            kinds.setdefault("grouped Conv", []).append(node)
-    every = Counter(node.op for node in found.quantized.walk())
-    named = {kind: (kind,) if every[kind] == len(own) else _labels(own) for kind, own in kinds.items()}
-    several = [kind for kind, own in kinds.items() if len(own) >= _LEAST_SET]
-    costly = [
-        _Line([(node, "int8-dynamic") for node in kinds[kind]], named[kind], f"{len(kinds[kind])} {kind}")
-        for kind in several
-        if kind in LINEAR and "int8-dynamic" in ways
-    ]
-    for count in (1, 2):
-        for together in itertools.combinations(several, count):
-            own = [node for kind in together for node in kinds[kind]]
-            names = tuple(name for kind in together for name in named[kind])
-            costly.append(_float_line(own, names, " and ".join(f"{len(kinds[kind])} {kind}" for kind in together)))
-    cuts = [len(nodes) * index // _STRETCHES for index in range(_STRETCHES + 1)]
-    for start, end in itertools.combinations(cuts, 2):
-        own = list(nodes[start:end])
-        if len(own) >= _LEAST_SET and end - start <= len(nodes) // 2:
-            costly.append(_float_line(own, _labels(own), f"{len(own)} nodes in a row"))
-    return free, costly
-
-
-def _float_line(nodes: Sequence[Node], names: tuple[str, ...], what: str) -> _Line:
-    return _Line([(node, "float") for node in nodes], names, what)
-
-
-def _labels(nodes: Sequence[Node]) -> tuple[str, ...]:
-    return tuple(node.label for node in nodes)
-
-
-def _single(nodes: Sequence[Node], ways: Sequence[str], readers: Mapping[Node, set[Node]]) -> list[_Line]:
-    """Lines for one node each. One in float alone is still quantized for its readers, so also together with them."""
-    lines = []
-    for node in nodes:
-        lines.append(_float_line([node], (node.label,), node.op))
-        others = sorted(readers[node], key=lambda one: one.label)
-        if 0 < len(others) <= _MOST_READERS:
-            own = [node, *others]
-            lines.append(_float_line(own, _labels(own), " and ".join(dict.fromkeys(one.op for one in own))))
-        for way in ways if len(lines) < _MOST_SINGLE else ():
-            if way in TRIED_METHODS or node.op in LINEAR:
-                lines.append(_Line([(node, way)], (node.label,), node.op))
-    return lines
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Greedy: the line that gains most decibels per percent of time, measured together with those chosen before it."""
+    """Greedy: the line that gains most decibels less its price, measured together with those chosen before it."""
 
     bench: Bench
     feeds: Sequence[Arrays]
-    costs: Mapping[Node, float]
-    work: Mapping[Node, float]
+    cost: Prices
     watch: Progress
 
-    def add(self, chosen: Sequence[_Line], candidates: Sequence[_Line], most: int) -> list[_Line]:
-        """The chosen lines and those of the candidates that gain enough after them. What gained most before is tried
-        again after each choice; what gains little now will hardly gain more later."""
+    def add(self, chosen: Sequence[Line], candidates: Sequence[Line], most: int, feeds: Sequence[Arrays]) -> list[Line]:
+        """The chosen lines and those of the candidates that gain enough after them, on ``feeds``. What gained most
+        before is tried again after each choice, on all feeds; what gains little now will hardly gain more later."""
         lines = list(chosen)
-        open_ = [line for line in candidates if self._affordable(lines, line)]
-        gains = self._gains(lines, open_)
-        ranked = sorted(zip(open_, gains, strict=True), key=self._worth)
+        ranked = self._ranked(lines, [line for line in candidates if self._affordable(lines, line)], feeds)
         while len(lines) < most:
-            ranked = [(line, gain) for line, gain in ranked if gain > _least(line)]
-            if not ranked:
+            ranked = [(line, worth) for line, worth in ranked if worth > 0]
+            head = self._ranked(lines, [line for line, _ in ranked[:_TRIED_AGAIN]], self.feeds)
+            if not head or head[0][1] <= 0:
                 break
-            line, _ = ranked.pop(0)
-            lines.append(line)
-            done = {node for node, _ in line.group}
+            lines.append(head[0][0])
+            done = head[0][0].nodes
             ranked = [
-                pair
-                for pair in ranked
-                if not (pair[0].group and {node for node, _ in pair[0].group} <= done)
-                and self._affordable(lines, pair[0])
+                (line, worth)
+                for line, worth in [*head[1:], *ranked[_TRIED_AGAIN:]]
+                if not (line.group and line.nodes <= done) and self._affordable(lines, line)
             ]
-            head = [line for line, _ in ranked[:_TRIED_AGAIN]]
-            gains = self._gains(lines, head)
-            again = sorted(zip(head, gains, strict=True), key=self._worth)
-            ranked = [*again, *ranked[_TRIED_AGAIN:]]
         return lines
 
-    def _affordable(self, lines: Sequence[_Line], line: _Line) -> bool:
-        """Whether most of the work stays on integers and most of their speed with it; single nodes are no matter."""
-        if len(line.group) < _LEAST_SET:
+    def pruned(self, lines: Sequence[Line]) -> list[Line]:
+        """Without what has become needless: whole lines, and kinds of operators in a line for several."""
+        kept = list(lines)
+        for line in lines:
+            choices: list[list[Line]] = [kept, [one for one in kept if one is not line]]
+            for kind in line.kinds or () if line.kinds is not None and len(line.kinds) > 1 else ():
+                fewer = of_kinds({name: own for name, own in (line.kinds or {}).items() if name != kind})
+                choices.append([fewer if one is line else one for one in kept])
+            reached = self._reached(choices, self.feeds)
+            worth = [db - self._price(choice) for db, choice in zip(reached, choices, strict=True)]
+            if worth[1] >= worth[0] - _least(line):
+                kept = choices[1]
+                continue
+            # Kinds that do not pay, all at once: errors of different kinds hardly depend on each other here.
+            needless = {kind for kind, one in zip(line.kinds or (), worth[2:], strict=False) if one >= worth[0]}
+            left = {name: own for name, own in (line.kinds or {}).items() if name not in needless}
+            if needless and left:
+                kept = [of_kinds(left) if one is line else one for one in kept]
+        return kept
+
+    def steps(self, lines: Sequence[Line]) -> list[float]:
+        """What is reached with none of the lines, with the first, with the first two ..."""
+        return self._reached([lines[:count] for count in range(len(lines) + 1)], self.feeds)
+
+    def _reached(self, choices: Sequence[Sequence[Line]], feeds: Sequence[Arrays]) -> list[float]:
+        plans = []
+        for lines in choices:
+            plan = Plan()
+            for line in lines:
+                plan = line.added_to(plan)
+            plans.append(plan)
+        self.watch.start("trying lines", len(plans) * len(feeds))
+        reached = self.bench.together(feeds, plans, self.watch)
+        self.watch.finish()
+        return reached
+
+    def _affordable(self, lines: Sequence[Line], line: Line) -> bool:
+        """Whether the file stays small; or most of the work on integers, and most of their speed with it: there single
+        nodes are no matter."""
+        if self.cost.stored_only:
+            return sum(self.cost.size_of(one) for one in (*lines, line)) <= _MOST_SIZE
+        if len(line.group) < LEAST_SET:
             return True
         floats = {node for one in (*lines, line) for node, way in one.group if way == "float"}
-        slower = sum(max(self.costs[node], 0.0) for node in floats)
-        return slower <= _MOST_PERCENT and sum(self.work[node] for node in floats) <= _MOST_WORK
+        slower = sum(max(self.cost.time[node], 0.0) for node in floats)
+        return slower <= _MOST_PERCENT and sum(self.cost.work[node] for node in floats) <= _MOST_WORK
 
-    def _gains(self, lines: Sequence[_Line], candidates: Sequence[_Line]) -> list[float]:
-        plan = Plan()
-        for line in lines:
-            plan = line.added_to(plan)
-        self.watch.start("trying lines", (len(candidates) + 1) * len(self.feeds))
-        plans = [plan, *(line.added_to(plan) for line in candidates)]
-        now, *then = self.bench.together(self.feeds, plans, self.watch)
-        self.watch.finish()
-        return [after - now for after in then]
+    def _ranked(
+        self, lines: Sequence[Line], candidates: Sequence[Line], feeds: Sequence[Arrays]
+    ) -> list[tuple[Line, float]]:
+        """The candidates with their gain less their price and the least gain that counts, best first."""
+        if not candidates:
+            return []
+        now, *then = self._reached([lines, *([*lines, line] for line in candidates)], feeds)
+        worth = [db - now - _least(line) - self._price([line]) for db, line in zip(then, candidates, strict=True)]
+        return sorted(zip(candidates, worth, strict=True), key=lambda pair: -pair[1])
 
-    def _worth(self, tried: tuple[_Line, float]) -> float:
-        line, gain = tried
-        return -gain / (_PRICE_OF_A_LINE + max(line.price(self.costs), 0.0))
+    def _price(self, lines: Sequence[Line]) -> float:
+        """In dB."""
+        return sum(max(self.cost.of(line), 0.0) for line in lines) / _PERCENT_A_DB
 
 
-def _least(line: _Line) -> float:
+def _least(line: Line) -> float:
     """What a line has to gain, in dB; another range is easily fitted to the samples at hand."""
     if len(line.group) != 1:
         return _LEAST_SWEEP
-    return _LEAST_GAIN if line.group[0][1] == "float" else _LEAST_OTHER
+    return _LEAST_GAIN if line.way == "float" else _LEAST_OTHER
 
 
-_LEAST_GAIN, _LEAST_OTHER, _LEAST_SWEEP, _LEAST_TOGETHER = 0.1, 0.4, 0.3, 0.1
+_LEAST_GAIN, _LEAST_OTHER, _LEAST_SWEEP = 0.1, 0.4, 0.3
 _TRIED_ON = 3
-"""Feeds on which lines are tried; the chosen ones are checked on all."""
-_MOST_SINGLE = 40
-_PRICE_OF_A_LINE = 0.5
-"""In percent of time, so that what costs nothing has a price too."""
-_MOST_PERCENT, _MOST_WORK = 30.0, 0.5
-"""Of the model's time; a set that costs more is no advice."""
-_LEAST_SET, _STRETCHES, _MOST_READERS, _TRIED_AGAIN = 3, 6, 4, 6
+"""Feeds on which all lines are tried; those that look best there are tried again on all."""
+_TRIED_AGAIN = 6
+_PERCENT_A_DB = 12.0
+"""Of the model's time, or size, for which a dB is worth it."""
+_MOST_PERCENT, _MOST_WORK, _MOST_SIZE = 30.0, 0.5, 60.0
+"""Of the model's time, work or size; a set that costs more is no advice."""
 
 
 def _quantized_nodes(found: LayerErrors) -> list[Node]:
@@ -327,34 +287,5 @@ def _affordable(reference: Model, nodes: int, feed: Arrays) -> int:
     return int(np.clip(_BUDGET // work, _FEWEST, _MOST))
 
 
-_BUDGET, _FEWEST, _MOST = 100_000_000_000, 4, 24
-"""Multiply-accumulates; some seconds of one thread."""
-
-
-def _work(reference: Model, nodes: Sequence[Node], feed: Arrays) -> dict[Node, float]:
-    """The share of the model's multiply-accumulates that each node does."""
-    names = {value.name for value in reference.graph.inputs}
-    sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
-    copies = dict(zip(reference.walk(), sized.walk(), strict=True))
-    macs = {node: float(node_cost(copies[node]).macs or 0) for node in nodes}
-    total = max(sum(macs.values()), 1.0)
-    return {node: count / total for node, count in macs.items()}
-
-
-def _costs(reference: Model, nodes: Sequence[Node], feed: Arrays, target: Target) -> dict[Node, float]:
-    """Percent of the quantized model's time that each node costs in float. 0 where the target has no integer form."""
-    names = {value.name for value in reference.graph.inputs}
-    sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
-    copies = dict(zip(reference.walk(), sized.walk(), strict=True))
-    table = target.cost
-    whole = set(nodes)
-    total = sum(table.node_us_as(copy, node in whole) for node, copy in copies.items())
-    costs = {}
-    for node in nodes:
-        copy = copies[node]
-        slower = table.node_us_as(copy, False) - table.node_us_as(copy, True)
-        source = copy.input(0)
-        conversion = table.conversion_us(source) if source is not None else 0.0
-        slower += -conversion if node.op in LINEAR else conversion + table.conversion_us(copy.outputs[0])
-        costs[node] = 100 * slower / max(total, 1e-9)
-    return costs
+_BUDGET, _FEWEST, _MOST = 300_000_000_000, 4, 24
+"""Multiply-accumulates; some ten seconds of one thread."""

@@ -50,7 +50,8 @@ class Unit:
     """A node of the float model, its result there and what computes that in the quantized model.
 
     ``result`` is computed by ``operator`` (and an activation merged into it); ``image`` is what the readers see, behind
-    a quantizer that the operator answers for. ``moves``: it only rearranges codes.
+    a quantizer that the operator answers for. ``moves``: it only rearranges codes. ``bits``: of its coded weights, the
+    fewest, None where none are seen to be (codebooks, 16-bit floats).
     """
 
     node: Node
@@ -61,6 +62,7 @@ class Unit:
     kind: Kind
     quantizers: tuple[Quantizer, ...]
     moves: bool
+    bits: int | None = None
 
 
 @dataclass(slots=True)
@@ -227,7 +229,21 @@ def _unit(
         if node.op == _Q and data in images and (quant := _parameters(node)) is not None:
             quantizers.append(Quantizer(node, images[data], quant, False))
     kind = _kind(operator, segment, stored is not None)
-    return Unit(source, value, result, _image(result), operator, kind, tuple(quantizers), _only_moves(operator, stored))
+    bits = min((found for node in segment if (found := _weight_bits(node)) is not None), default=None)
+    kind = "weights" if kind == "float" and bits is not None else kind
+    moves = _only_moves(operator, stored)
+    return Unit(source, value, result, _image(result), operator, kind, tuple(quantizers), moves, bits)
+
+
+def _weight_bits(node: Node) -> int | None:
+    """Of the weight that a node decodes, or computes on; biases have 32."""
+    if "NBits" in node.op or "BlockQuantized" in node.op:
+        return int(node.get("bits", 4))
+    codes = node.input(0) if node.inputs else None
+    if codes is None or codes.tensor is None or not codes.tensor.dtype.is_integer:
+        return None
+    few = codes.tensor.dtype.bits
+    return few if few < 8 or (few == 8 and node.op == _DQ) else None
 
 
 def _stored(result: Value) -> Node | None:

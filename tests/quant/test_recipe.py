@@ -136,3 +136,8 @@ def test_corrections_stand_above_the_tables_and_are_read_back() -> None:
     assert recipe.then(Recipe(corrections=("bias",))).corrections == ("bias",)
     with pytest.raises(OptionError, match="'corrections' must be a list of bias, not 'bais'"):
         Recipe.parse('corrections = ["bais"]')
+
+
+def test_a_pattern_that_no_name_is_as_long_as_is_refused() -> None:
+    with pytest.raises(OptionError, match="longer than 4000 characters"):
+        Recipe.parse('[[node]]\nmatch = "' + "[" * 5000 + '"\nprecision = "float"\n')

@@ -193,3 +193,12 @@ def test_weights_of_the_targets_own_types_do_not_saturate() -> None:
     plain, fused = outputs(made.model, plain=True), outputs(made.model)
     assert sqnr_db(plain, fused) > 35
     assert not any("emulated" in str(remark) for remark in made.remarks)
+
+
+def test_a_product_for_readers_that_a_recipe_keeps_in_float_hands_out_floats() -> None:
+    text = "graph g(%x: f32[4,16]) -> (%y) { @w: f32[16,16] #1  @b: f32[16] #2 %a = MatMul(%x, @w) %y = Add(%a, @b) }"
+    options = "activation=u8 weight=s8 results=true"
+    _, stored = run(text, options)
+    _, bare = run(text, f"{options} keep-float=Add")
+    counts = [Counter(node.op for node in one.model.walk())["QuantizeLinear"] for one in (stored, bare)]
+    assert counts == [3, 1], "of x, of the product, of the sum; then of x alone"

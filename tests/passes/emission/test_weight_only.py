@@ -247,3 +247,39 @@ def test_target_size_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert "--target-size 'small' is no share of the float file: write 30% or 0.3" in capsys.readouterr().err
     assert main([*arguments, "--preset", "optimize", "--target-size", "30%"]) == 2
     assert "no pass 'quantize-weights' to set" in capsys.readouterr().err
+
+
+TWO = """graph g(%x: f32[4,64]) -> (%y) {
+  @w: f32[64,64] #1
+  @v: f32[64,64] #2
+  %a: f32[4,64] = MatMul(%x, @w)
+  %y: f32[4,64] = MatMul(%a, @v)
+}"""
+EIGHT, FLOAT = (f'[[node]]\nmatch = "y"\nprecision = "{one}"\n' for one in ("int8", "float"))
+
+
+@pytest.mark.parametrize(("recipe", "wanted"), [(EIGHT, ["u4", "u8"]), (FLOAT, ["u4", None])])
+def test_a_recipe_gives_a_weight_eight_bits_or_leaves_it_float(recipe: str, wanted: list[str | None]) -> None:
+    from dataclasses import replace
+
+    from qir.passes.annotation.quantize_weights import QuantizeWeights
+
+    made = Pipeline([replace(QuantizeWeights(min_size=1), recipe=recipe)]).run(model(TWO, opset=21)).model
+    types = [node.use(1).quant for node in made.walk()]  # type: ignore[union-attr]
+    assert [str(one.dtype) if isinstance(one, StaticQuant) else None for one in types] == wanted
+
+
+@pytest.mark.parametrize("preset", ["int4-weights", "codebook4", "fp16-weights"])
+def test_compare_ranks_rounded_weights_and_its_lines_keep_their_promise(preset: str) -> None:
+    folder = golden_models.path("mlp-digits")
+    source, samples = folder / "model.onnx", folder / "calib.npz"
+    made = qir.quantize(source, preset=preset, latency_seconds=0, golden=samples).compilation.model
+    report = qir.compare(source, made, samples, lines=1, samples=8)
+    assert report.ranked() and all(layer.own_db < 110 for layer in report.ranked())
+    if preset == "codebook4" and not report.advice.suggestions:
+        return  # its tables make so small a file that float is no advice for any node
+    assert report.advice.suggestions and report.predicted_db is not None, str(report)
+    assert "% size" in str(report)
+    better = qir.quantize(source, preset=preset, latency_seconds=0, golden=samples, recipe=report.recipe)
+    assert better.accuracy is not None
+    assert abs(better.accuracy.sqnr_min_db - report.predicted_db) < 2, (better.accuracy.sqnr_min_db, str(report))

@@ -271,3 +271,12 @@ def test_the_installed_runtime_refuses_bf16_computation(op: str) -> None:
     text = f"graph g(%x: f32[4,4]) -> (%y) {{ %a = Cast(%x) {{to=16}} %b = {op} %y = Cast(%b) {{to=1}} }}"
     with pytest.raises(QirError, match=r"NOT_IMPLEMENTED|Could not find an implementation"):
         OrtRunner(to_bytes(model(text, opset=17)))
+
+
+def test_stored_constants_of_nodes_that_a_recipe_keeps_stay_float32() -> None:
+    source = model(
+        "graph g(%x: f32[N,16]) -> (%y) { @w: f32[16,32] #1 @v: f32[32,16] #2 %a = MatMul(%x, @w) %y = MatMul(%a, @v) }"
+    )
+    for option in ("keep-float=y", 'recipe="[[node]]\\nmatch = \\"y\\"\\nprecision = \\"float\\""'):
+        result = Pipeline.parse(f"convert-float{{form=storage {option}}}").run(source)
+        assert [str(value.tensor.dtype) for value in result.model.graph.initializers if value.tensor] == ["f32", "f16"]
