@@ -53,12 +53,16 @@ INT8_DYNAMIC = Preset(
     "Integer weights, activations quantized at run time: needs no calibration data.",
 )
 
-_THOROUGH = 'prepare=[smooth,"smooth{scope=all}",equalize,"equalize{clip=observed}",split-outliers]'
+# What the default tries, in its order, then more: a choice of the default is left only for one that is surely better.
+_THOROUGH = (
+    'prepare=[smooth,"smooth{scope=products}",equalize,split-outliers,"smooth{scope=all}","equalize{clip=observed}"]'
+)
+_ROUND_DEFAULT, _ROUND_LONG = "round-weights{samples=16}", "round-weights{sweeps=2}"
 
 INT8_BEST = Preset(
     "int8-best",
     f"{_PREPARE},analyze-ranges,calibrate,tune{{{_THOROUGH}}},quantize,partition,rescue,mixed-precision,partition,place,"
-    "round-weights{sweeps=2},avoid-slow-fusions,emit-qdq",
+    f'choose{{of=["{_ROUND_DEFAULT}","{_ROUND_LONG}"]}},avoid-slow-fusions,emit-qdq',
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )
 

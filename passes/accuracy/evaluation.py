@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from qir.pipeline.contract import PassContext
 from qir.runtime.session import OrtRunner
 from qir.validation.metrics import OutputMetrics
 
-__all__ = ["EXACT_ENOUGH", "Evaluator", "Outputs", "worst_sqnr"]
+__all__ = ["EXACT_ENOUGH", "Evaluator", "Outputs", "Picked", "worst_sqnr"]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Outputs = list[dict[str, Any]]
@@ -63,6 +63,20 @@ class Evaluator:
         """Of each float output with a signal, noise power over signal power, without bias correction."""
         compared = _compare(self.expected, self.outputs(model, correct=False))
         return {name: 10 ** (-metrics.sqnr_db / 10) for name, metrics in compared.items() if metrics.sqnr_db > -np.inf}
+
+
+class Picked:
+    """Some feeds of a source, read again on each walk: in memory they would show in the peak for large samples."""
+
+    def __init__(self, data: Iterable[Mapping[str, np.ndarray]], places: Sequence[int]) -> None:
+        self._data = data
+        self._places = frozenset(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        return (feed for place, feed in enumerate(self._data) if place in self._places)
 
 
 def worst_sqnr(expected: Outputs, got: Outputs) -> float:

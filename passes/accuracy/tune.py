@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar
@@ -14,7 +14,7 @@ from qir.calibration.data import open_data, spread_indices
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Interval, Model, Value
-from qir.passes.accuracy.evaluation import Evaluator
+from qir.passes.accuracy.evaluation import Evaluator, Picked
 from qir.passes.accuracy.paired import Gain
 from qir.passes.annotation.calibrate import Calibrate, ranges_of_each
 from qir.passes.annotation.partition import Partition
@@ -23,8 +23,6 @@ from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.pipeline import Pipeline
 
 __all__ = ["Tune"]
-
-Feed = Mapping[str, np.ndarray]
 
 _FEWEST = 6
 """Samples from which on some are kept apart."""
@@ -109,15 +107,15 @@ class Tune(Pass):
         data = open_data(ctx.calibration, input_specs(model))
         chosen = spread_indices(data, self.samples + self.fit_samples)
         if len(chosen) < _FEWEST:
-            return [_Trial(self, model, _Picked(data, chosen), _Picked(data, chosen), ctx)]
-        first = next(iter(_Picked(data, chosen[:1])))
+            return [_Trial(self, model, Picked(data, chosen), Picked(data, chosen), ctx)]
+        first = next(iter(Picked(data, chosen[:1])))
         sized = with_input_shapes(model, {name: np.shape(array) for name, array in first.items()})
         cheap = sum(node_cost(node).macs or 0 for node in sized.walk()) <= _CHEAP_MACS
         trials = []
         for part in (1, 0, 2) if cheap else (1,):
             checked = chosen[part::_FOLDS][: self.samples]
             fitted = [index for place, index in enumerate(chosen) if place % _FOLDS != part]
-            trials.append(_Trial(self, model, _Picked(data, checked), _Picked(data, fitted), ctx))
+            trials.append(_Trial(self, model, Picked(data, checked), Picked(data, fitted), ctx))
         return trials
 
     def _better(
@@ -146,24 +144,10 @@ _Variant = tuple[Sequence[str], str]
 """Preparations and a threshold method."""
 
 
-class _Picked:
-    """Some feeds of a source, read again on each walk: in memory they would show in the peak for large samples."""
-
-    def __init__(self, data: Iterable[Feed], places: Sequence[int]) -> None:
-        self._data = data
-        self._places = frozenset(places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[Feed]:
-        return (feed for place, feed in enumerate(self._data) if place in self._places)
-
-
 class _Trial:
     """Scores preparations of one model on one part of the samples, fitted on the others."""
 
-    def __init__(self, owner: Tune, model: Model, checked: _Picked, fitted: _Picked, ctx: PassContext) -> None:
+    def __init__(self, owner: Tune, model: Model, checked: Picked, fitted: Picked, ctx: PassContext) -> None:
         self._owner = owner
         self._model = model
         self._checked = checked
