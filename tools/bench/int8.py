@@ -8,9 +8,11 @@
 
 Every model is quantized by `qir quantize` in a process of its own, on 64 samples. Accuracy is against the float model
 on evaluation samples; speed is float over quantized, medians of interleaved runs on one thread; cost is the command's
-time over plain float inference of the same 64 samples. `--peer ort` runs onnxruntime's quantizer by ../shared/bench on
-the same files and times its models against qir's as well. Rows of ../shared/zoo/peers.json that are ahead in both
-accuracy and speed are listed below the table; they come from another machine, so their speeds are a hint only.
+time over plain float inference of the same 64 samples; drop is by how much the task metric is worse than the float
+model's over all evaluation samples, with the paired 95 % interval. `--peer ort` runs onnxruntime's quantizer by
+../shared/bench on the same files and times its models against qir's as well. Rows of ../shared/zoo/peers.json that are
+ahead in both accuracy and speed are listed below the table; they come from another machine, so their speeds are a hint
+only.
 Instead of that table `--rss` prints the peak memory of the command for 16 and for 256 samples, `--frontier` what
 `--effort` and `--min-sqnr` reach of accuracy and speed, plotted with the peers, `--audit` what the runtime left in
 float of each model and why, `--ablation` what single passes give. Exit 1 when qir fails on a model, or something in
@@ -86,6 +88,8 @@ class Row:
     agreement: float | None = None
     task_float: float | None = None
     task: float | None = None
+    drop: tuple[float, float, float] | None = None
+    """By how much the task metric is worse over all evaluation samples, and the ends of the paired 95 % interval."""
     latency: LatencyComparison | None = None
     beside_qir: LatencyComparison | None = None
     size_ratio: float | None = None
@@ -93,18 +97,19 @@ class Row:
 
     def markdown(self) -> str:
         if self.error is not None:
-            return f"| {self.model} | {self.by} | **fails**: {self.error.replace('|', '/')} " + "| " * 10 + "|"
+            return f"| {self.model} | {self.by} | **fails**: {self.error.replace('|', '/')} " + "| " * 11 + "|"
         accuracy = [number(self.sqnr_db, ".1f"), number(self.sqnr_min_db, ".1f"), number(self.agreement, ".3f")]
         task = f"{number(self.task, '.4f')} ({number(self.task_float, '.4f')})"
+        drop = "–" if self.drop is None else f"{self.drop[0]:.4f} [{self.drop[1]:.4f}, {self.drop[2]:.4f}]"
         size = [number(self.size_ratio, ".2f"), str(sum(self.integer_ops.values()))]
         cost = [number(self.seconds, ".1f"), number(self.cost, ".1f", "x"), number(self.rss_mb, ".0f")]
-        cells = [self.model, self.by, *accuracy, task, ratio(self.latency), ratio(self.beside_qir), *size, *cost]
+        cells = [self.model, self.by, *accuracy, task, drop, ratio(self.latency), ratio(self.beside_qir), *size, *cost]
         return f"| {' | '.join(cells)} |"
 
 
 HEADER = (
-    "| model | by | SQNR dB | min dB | agreement | task (float) | speed [95 %] | over qir | size | integer ops "
-    "| seconds | cost | RSS MB |\n|" + "---|" * 13
+    "| model | by | SQNR dB | min dB | agreement | task (float) | drop [95 %] | speed [95 %] | over qir | size "
+    "| integer ops | seconds | cost | RSS MB |\n|" + "---|" * 14
 )
 
 
@@ -197,6 +202,7 @@ class Bench:
         np.savez(self.calib_file, **stack(self.calib))
         self.reference = OrtRunner(self.model)
         self.task_float = float(zoo.evaluate(name, None, samples))
+        self._scores_float: np.ndarray | None = None
 
     def out(self, by: str) -> Path:
         return self.folder / f"{self.name}.{by.replace(' ', '-')}.onnx"
@@ -225,11 +231,30 @@ class Bench:
         row.sqnr_db, row.sqnr_min_db = finite_db(accuracy.sqnr_db), finite_db(accuracy.sqnr_min_db)
         row.agreement = accuracy.agreement
         row.task_float, row.task = self.task_float, float(self.zoo.evaluate(self.name, str(out), self.samples))
+        row.drop = self._drop(out)
         row.latency = compare_latency(self.model, out, self.feeds[:8])
         if against is not None and against.exists():
             row.beside_qir = compare_latency(against, out, self.feeds[:8])
         row.size_ratio = out.stat().st_size / Path(self.model).stat().st_size
         row.integer_ops = integer_ops(optimized_model(out).op_counts)
+
+    def _drop(self, out: Path) -> tuple[float, float, float] | None:
+        """Over all evaluation samples, as a metric of a few hundred samples says little."""
+        from tools.bench.zoo_scores import ZooScores
+
+        _, _, feeds, labels = self.zoo.load(self.name, 1)
+        scores = ZooScores(self.zoo, self.name, labels)
+        if scores.kind is None:
+            return None
+
+        def of(model: str | Path) -> np.ndarray:
+            runner = OrtRunner(model)
+            wanted = scores.output or runner.outputs[0].name
+            return scores.of([runner.run(feed)[wanted] for feed in feeds])
+
+        if self._scores_float is None:
+            self._scores_float = of(self.model)
+        return scores.drop(self._scores_float, of(out))
 
 
 def ort_command(bench: Bench, by: str, preset: str) -> list[str]:

@@ -25,7 +25,7 @@ class ZooScores:
     def __init__(self, zoo: Any, name: str, labels: Any, samples: int | None = None) -> None:
         metric = str(zoo.meta(name)["metric"])
         self.name, self._labels = name, labels
-        self.kind = next((kind for kind in ("top1", "spearman", "NLL") if kind in metric), None)
+        self.kind = next((kind for kind in ("top1", "spearman", "NLL", "most frequent") if kind in metric), None)
         self.better = -1 if self.kind == "NLL" else 1
         self.output = "sentence_embedding" if self.kind == "spearman" else None
         with np.load(Path(zoo.__file__).parent / name / "data.npz") as data:
@@ -37,6 +37,10 @@ class ZooScores:
         if self.kind == "top1":
             hits = (one.reshape(-1).argmax() == label for one, label in zip(outputs, self._labels, strict=True))
             return np.fromiter(hits, dtype=np.float64)
+        if self.kind == "most frequent":
+            return np.array(
+                [_main_class(one) == label for one, label in zip(outputs, self._labels, strict=True)], float
+            )
         if self.kind == "spearman":
             both = np.concatenate(outputs)
             pairs = len(both) // 2 * 2
@@ -69,6 +73,13 @@ class ZooScores:
         ]
         low, high = np.percentile(drops, [2.5, 97.5])
         return self.better * (self.value(reference) - self.value(scores)), float(low), float(high)
+
+
+def _main_class(logits: np.ndarray) -> int:
+    """Of (1, classes, height, width): the class of most pixels but for the background 0; -1 where all are."""
+    counts = np.bincount(logits[0].argmax(0).reshape(-1), minlength=2)
+    counts[0] = 0
+    return int(counts.argmax()) if counts.max() else -1
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
