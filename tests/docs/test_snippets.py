@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qir.cli import main
-from tests.docs.snippets import blocks, commands, run_page
+from tests.docs.snippets import blocks, commands, printed_for, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "golden_models" / "resnet-shapes"
@@ -69,9 +69,20 @@ qir two words
 """
 
 
+NUMBERS = "  size  10.4 kB -> 2.0 kB\n  latency  0.2 -> 0.1 ms (2x faster)\n  logits  40.1 dB, max 0.3"
+
+
+def test_numbers_need_to_be_near_and_times_may_be_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = "  size  10.1 kB -> 2.1 kB\n  latency  7 -> 9 ms (0.7x: SLOWER)\n...\n  logits  39 dB, max 0.31"
+    page = f"<!-- numbers: x -->\n```console\n$ qir numbers\n{shown}\n```\n"
+    assert run_page(page, "page", fake) == 1
+    assert [printed for _, printed in printed_for(shown, NUMBERS)] == NUMBERS.splitlines()
+
+
 def fake(arguments: list[str]) -> int:
-    print("hello" if arguments == ["two", "words"] else "")
-    return 0 if arguments == ["two", "words"] else 2
+    print({"two": "hello", "numbers": NUMBERS}.get(arguments[0], ""))
+    return 0 if arguments[0] in ("two", "numbers") else 2
 
 
 def test_a_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +96,12 @@ def test_a_page_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monk
     ("wrong", "complaint"),
     [
         ("<!-- words: x -->\n```console\n$ qir two words\nhello there 7\n```\n", "did not print there"),
+        ("<!-- numbers: x -->\n```console\n$ qir numbers\n  size  10.0 kB -> 5 GB\n```\n", "printed nothing like"),
+        ("<!-- numbers: x -->\n```console\n$ qir numbers\n  size  8.0 kB -> 2.0 kB\n```\n", "not '  size  8.0"),
+        (
+            "<!-- numbers: x -->\n```console\n$ qir numbers\n  logits  40 dB, max 0.3\n  size  10 kB -> 2 kB\n```\n",
+            "like",
+        ),
         ("```python\n1 / 0\n```\n", "division by zero"),
         ("<!-- raises: KeyError -->\n```python\n1\n```\n", "no KeyError came"),
         ("```sh\nqir no\n```\n", "exit code 2, documented 0"),
