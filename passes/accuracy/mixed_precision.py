@@ -78,8 +78,8 @@ class MixedPrecision(Pass):
         if ctx.calibration is None:
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")
         data = open_data(ctx.calibration, input_specs(model))
-        costs, macs = _costs(model, candidates, spread(data, 1)[0], ctx)
-        affordable = int(_ABLATION_MACS / max(macs * len(candidates), 1))
+        costs, microseconds = _costs(model, candidates, spread(data, 1)[0], ctx)
+        affordable = int(_ABLATION_US / max(microseconds * len(candidates), 1))
         feeds = spread(data, min(self.samples, max(affordable, _FEWEST)))
         noise = self._ablate(model, candidates, Evaluator(model, feeds, ctx), ctx)
         evaluator = Evaluator(model, spread(data, self.check_samples), ctx)
@@ -212,8 +212,9 @@ _LEAST_GAIN = 0.1
 """dB that a node must bring."""
 _FEWEST = 2
 """Samples on which single nodes are measured at least."""
-_ABLATION_MACS = 1.5e11
-"""Multiply-accumulates that measuring single nodes may take, a few seconds."""
+_ABLATION_US = 1.5e6
+"""Microseconds of float inference, by the target's cost table, that measuring single nodes may take: counted, so that
+the same samples are taken on every machine. What runs is several times slower, as quantizers do not fuse there."""
 
 
 def _score_without(model: Model, nodes: list[Node], evaluator: Evaluator) -> float:
@@ -261,14 +262,14 @@ def _strip(node: Node, alone: Node) -> None:
 
 def _costs(
     model: Model, candidates: list[Node], feed: Mapping[str, Any], ctx: PassContext
-) -> tuple[dict[Node, float], int]:
-    """What each node in float adds, in percent of the model's time, and the model's multiply-accumulates."""
+) -> tuple[dict[Node, float], float]:
+    """What each node in float adds, in percent of the model's time, and the float model's microseconds."""
     table = load_target(ctx.target).cost
     sized = with_input_shapes(model, {name: array.shape for name, array in feed.items()})
     copies = dict(zip(model.walk(), sized.walk(), strict=True))
     total = sum(table.node_us_as(copies[node], node.kernel not in (None, "float")) for node in model.walk())
-    macs = sum(node_cost(copy).macs or 0 for copy in copies.values())
-    return {node: 100 * table.fallback_us(copies[node]) / max(total, 1e-9) for node in candidates}, macs
+    floats = sum(table.node_us_as(copy, False) for copy in copies.values())
+    return {node: 100 * table.fallback_us(copies[node]) / max(total, 1e-9) for node in candidates}, floats
 
 
 def _sum(noise: Mapping[Node, Mapping[str, float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.analysis.cost import node_cost, with_input_shapes
+from qir.analysis.cost import with_input_shapes
 from qir.calibration.data import open_data, spread_indices
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
@@ -21,6 +21,7 @@ from qir.passes.annotation.partition import Partition
 from qir.passes.annotation.quantize import Quantize
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.pipeline import Pipeline
+from qir.pipeline.registry import load_target
 
 __all__ = ["Tune"]
 
@@ -30,8 +31,9 @@ _FOLDS = 3
 """Into how many parts the samples are divided, of which one is checked on while the others are fitted."""
 _CORRECTING = 16
 """Samples on which a trial corrects biases."""
-_CHEAP_MACS = 3e8
-"""Multiply-accumulates of a sample up to which an unclear verdict is worth another part of the samples."""
+_CHEAP_US = 3000
+"""Microseconds of a sample, by the target's cost table, up to which an unclear verdict is worth another part of the
+samples: counted, not timed, for the choice must not depend on the machine's mood."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Tune(Pass):
             return [_Trial(self, model, Picked(data, chosen), Picked(data, chosen), ctx)]
         first = next(iter(Picked(data, chosen[:1])))
         sized = with_input_shapes(model, {name: np.shape(array) for name, array in first.items()})
-        cheap = sum(node_cost(node).macs or 0 for node in sized.walk()) <= _CHEAP_MACS
+        table = load_target(ctx.target).cost
+        cheap = sum(table.node_us_as(node, False) for node in sized.walk()) <= _CHEAP_US
         trials = []
         for part in (1, 0, 2) if cheap else (1,):
             checked = chosen[part::_FOLDS][: self.samples]
