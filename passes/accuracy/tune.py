@@ -13,7 +13,7 @@ from qir.analysis.cost import with_input_shapes
 from qir.calibration.data import open_data, spread_indices
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
-from qir.ir import Interval, Model, Value
+from qir.ir import Interval, Model, StaticQuant, Value
 from qir.passes.accuracy.evaluation import Evaluator, Picked
 from qir.passes.accuracy.paired import Gain
 from qir.passes.annotation.calibrate import Calibrate, ranges_of_each
@@ -159,6 +159,8 @@ class _Trial:
         self._known: dict[tuple[tuple[str, ...], Hashable], np.ndarray] = {}
         self._scored: dict[tuple[tuple[str, ...], str], np.ndarray | None] = {}
         self._prepared: dict[tuple[str, ...], Model | None] = {(): model}
+        self._free: dict[tuple[str, ...], None] = {}
+        """Preparations after which no threshold matters, as all that is quantized is so at run time."""
         self._ranges: dict[tuple[tuple[str, ...], str], dict[Value, Interval]] = {}
         self._means: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
         self._evaluator: Evaluator | None = None
@@ -172,6 +174,8 @@ class _Trial:
     def score(self, prepared: Sequence[str], method: str) -> np.ndarray | None:
         """SQNR in dB of the worst output, a sample each; None where the last preparation changes nothing."""
         key = tuple(prepared), method
+        if key[0] in self._free and _is_calibration(method):
+            return self._scored[key[0], self._owner.calibrate[0]]
         if key not in self._scored:
             copy = self._calibrated(*key)
             self._scored[key] = None if copy is None else self._measure(copy, key[0])
@@ -180,8 +184,10 @@ class _Trial:
     def _measure(self, copy: Model, prepared: tuple[str, ...]) -> np.ndarray:
         Quantize(recipe=self._owner.recipe).run(copy, self._ctx)
         Partition(recipe=self._owner.recipe).run(copy, self._ctx)
+        if not _has_thresholds(copy):
+            self._free[prepared] = None
         key = (prepared, _annotations(copy))
-        if key not in self._known:  # linear operators that quantize at run time ask for no threshold
+        if key not in self._known:
             if self._evaluator is None:
                 fit = list(islice(self._fitted, _CORRECTING))
                 self._evaluator = Evaluator(self._model, list(self._checked), self._ctx, fit=fit)
@@ -246,6 +252,16 @@ def _annotations(model: Model) -> Hashable:
             tuple([value.quant for value in node.outputs]),
         )
         for node in model.walk()
+    )
+
+
+def _has_thresholds(model: Model) -> bool:
+    """Whether anything but a constant is quantized statically."""
+    values = (value for graph in model.graph.graphs() for value in graph.values() if not value.is_constant)
+    return any(
+        isinstance(quant, StaticQuant)
+        for value in values
+        for quant in (value.quant, *(use.quant for use in value.uses))
     )
 
 

@@ -82,6 +82,24 @@ def test_more_samples_are_asked_while_a_gain_is_unclear(parts: list[list[float]]
     assert steps.asked == asked
 
 
+def test_thresholds_are_not_tried_where_everything_quantizes_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(model: Model, methods: list[Calibrate], ctx: PassContext) -> Any:
+        asked.append(len(methods))
+        return ranges_of_each(model, methods, ctx)
+
+    monkeypatch.setattr("qir.passes.accuracy.tune.ranges_of_each", counted)
+    lines = "@w: f32[64,64] #01\n%t = Tanh(%x)\n%m = MatMul(%t, @w)\n%y = Tanh(%m)"
+    source = model("graph g(%x: f32[8,64]) -> (%y) {\n" + lines + "\n}")
+    text = "legalize,analyze-ranges,calibrate,tune{prepare=[]},quantize"
+    found = annotated(source, feeds(source, 12), f"{text}{{linear=auto}}")
+    assert [node.kernel for node in found.model.walk() if node.op == "MatMul"] == ["dynamic"]
+    assert asked == [1]
+    said = [remark.message for remark in found.remarks if remark.pass_name == "tune"]
+    assert len(said) == 3 and all("left out: +0.00 dB" in message for message in said)
+
+
 def test_equal_blame_on_several_nodes_is_seen() -> None:
     nodes = [Node("Conv", []) for _ in range(12)]
     noise = {node: {"y": 1e-2 if index < 3 else 1e-5} for index, node in enumerate(nodes)}
