@@ -64,9 +64,9 @@ class Comparison:
 
     # Graphs
 
-    def graphs(self, a: View, b: View, outer: dict[Value, int]) -> None:
+    def graphs(self, a: View, b: View, outer: dict[Value, int], around: GraphMatch | None = None) -> None:
         """Compare two views, and all bodies of nodes that correspond."""
-        match = match_graphs(a, b, self.intern, outer)
+        match = match_graphs(a, b, self.intern, outer, around)
         regions = find_regions(match) if -1 in match.forward or -1 in match.backward else []
         taken_a = {n for region in regions for n in region.a}
         taken_b = {n for region in regions for n in region.b}
@@ -95,7 +95,7 @@ class Comparison:
                             rank = self._outer_rank(match, side, view.values[number], number)
                             if rank is not None:
                                 inner[value] = rank
-                self.graphs(body_a, body_b, inner)
+                self.graphs(body_a, body_b, inner, match)
 
     def _outer_rank(self, match: GraphMatch, side: int, content: Content, number: int) -> int | None:
         """Of a value that a body captures: equal for values that correspond."""

@@ -36,9 +36,13 @@ _COST_OTHER = 1.7
 """Of pairing different operators: less than leaving both alone, more than leaving one alone."""
 
 
-def match_graphs(a: View, b: View, intern: Interner, outer: dict[Value, int]) -> GraphMatch:
-    """Steps 1 to 3. ``outer``: ranks of values of the scopes around, equal for those that correspond."""
-    match = GraphMatch(a, b, [-1] * len(a.nodes), [-1] * len(b.nodes), settled=[False] * len(a.nodes))
+def match_graphs(
+    a: View, b: View, intern: Interner, outer: dict[Value, int], around: GraphMatch | None = None
+) -> GraphMatch:
+    """Steps 1 to 3. ``outer``: ranks of values of the scopes around, equal for those that correspond; ``around``: the
+    matching of the graphs that hold these bodies."""
+    nobody = [-1] * len(a.nodes), [-1] * len(b.nodes)
+    match = GraphMatch(a, b, *nobody, settled=[False] * len(a.nodes), outer=around)
     _Matcher(match, intern, outer).run()
     return match
 
@@ -226,9 +230,7 @@ class _Matcher:
         found: dict[int, None] = {}
         for side, (view, partner) in enumerate(((self.a, m.forward), (self.b, m.backward))):
             makers, consumers = view.makers, view.consumers
-            for node, mate in enumerate(partner):
-                if mate >= 0:
-                    continue
+            for node in [node for node, mate in enumerate(partner) if mate < 0]:
                 for slot in view.slots[node]:
                     other = makers[slot[1]]
                     if other >= 0 and partner[other] >= 0:

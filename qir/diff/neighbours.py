@@ -36,6 +36,8 @@ class GraphMatch:
     """Commutative nodes of ``b`` whose operands the view has in the other order, that of their counterpart."""
     settled: list[bool] = field(default_factory=list)
     """By node of ``a``: see ``settle``."""
+    outer: GraphMatch | None = None
+    """Of bodies: that of the graphs around them."""
     exits: tuple[dict[int, int], dict[int, int]] | None = None
     """By value of either graph: the number of the pair of outputs that it is; made when first asked for."""
 
@@ -177,7 +179,7 @@ def _place(match: GraphMatch, side: int, value: int, content: Content, partner: 
 
 def explained(m: GraphMatch, va: int, vb: int) -> bool:
     """Whether two operands correspond: the same value, or what stands around an added or a removed node."""
-    if m.same_value(va, vb):
+    if _corresponds(m, va, vb):
         return True
     content_a, content_b = m.a.values[va], m.b.values[vb]
     removed = content_a.producer >= 0 and m.forward[content_a.producer] < 0
@@ -189,7 +191,23 @@ def explained(m: GraphMatch, va: int, vb: int) -> bool:
     # Nodes that read nothing but constants may stand for anything.
     if not behind_a or not behind_b:
         return True
-    return any(m.same_value(one, two) for one in behind_a for two in behind_b)
+    return any(_corresponds(m, one, two) for one in behind_a for two in behind_b)
+
+
+def _corresponds(m: GraphMatch, va: int, vb: int) -> bool:
+    """The same value, or captured ones that correspond in the graphs around: what those read may have been removed."""
+    if m.same_value(va, vb):
+        return True
+    content_a, content_b = m.a.values[va], m.b.values[vb]
+    if va not in m.a.captured or vb not in m.b.captured or content_a.value is None or content_b.value is None:
+        return False
+    around = m.outer
+    while around is not None:
+        one, two = around.a.numbers.get(content_a.value), around.b.numbers.get(content_b.value)
+        if one is not None and two is not None:
+            return explained(around, one, two)
+        around = around.outer
+    return False
 
 
 def _behind(view: View, partner: list[int], value: int) -> list[int]:

@@ -156,9 +156,9 @@ class ViewMaker:
         self.names = names
         self._contents: dict[int, tuple[Constant, int, int]] = {}
         self._default_keys: dict[tuple[OpId, int], dict[str, Hashable]] = {}
-        self._plain: dict[OpId, tuple[OpId, int, int, bool]] = {}
-        """By operator: what a node without attributes has as operator, operator's key and label, and whether its
-        operands may be exchanged."""
+        self._plain: dict[OpId, tuple[OpId, int, int, bool, bool]] = {}
+        """By operator: what a node without attributes has as operator, operator's key and label, whether its operands
+        may be exchanged, and whether the label depends on the number of results."""
 
     def view(self, graph: Graph, where: str = "") -> View:
         """The view of a graph and, inside, of its bodies."""
@@ -235,12 +235,13 @@ class ViewMaker:
         """What ``_add_node`` does for a node without attributes: most of a large graph."""
         op_id = node.op_id
         found = self._plain.get(op_id)
-        if found is None or node.op in _COUNTED_RESULTS or found[0][0]:
+        if found is None or found[4]:
             op = self.names.get(op_id, op_id if op_id[0] != "ai.onnx" else ("", *op_id[1:]))
             label = self.intern(("label", op, (), _result_count(node)))
-            found = op, self.intern(("op", op)), label, op[1] in _COMMUTATIVE and op[0] == ""
+            counted = node.op in _COUNTED_RESULTS or op[0] != ""
+            found = op, self.intern(("op", op)), label, op[1] in _COMMUTATIVE and op[0] == "", counted
             self._plain[op_id] = found
-        op, op_key, label, commutes = found
+        op, op_key, label, commutes, _ = found
         view.ops.append(op)
         view.op_keys.append(op_key)
         view.labels.append(label)
@@ -259,9 +260,10 @@ class ViewMaker:
                 continue
             if alias and value in alias:
                 slots.append(self._slot(view, index, *resolve(value, self.folding)))
-                continue
-            number = numbers.get(value)
-            slots.append(_slot((index, self._add_value(view, value) if number is None else number, None, 0)))
+            elif (number := numbers.get(value)) is not None:
+                slots.append(_slot((index, number, None, 0)))
+            else:
+                slots.append(_slot((index, self._add_value(view, value), None, 0)))
         return slots
 
     def _attributes(

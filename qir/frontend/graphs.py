@@ -48,7 +48,7 @@ class GraphReader:
     def graph(self, buffer: Buffer, span: Span) -> Graph:
         """A main graph, or a body within the scopes that are being read. Raises ModelError, Damaged."""
         graph = Graph("", self._state)
-        nodes: list[Span] = []
+        nodes: list[tuple[int, int]] = []
         inputs: list[bytes] = []
         outputs: list[bytes] = []
         infos: list[bytes] = []
@@ -62,7 +62,7 @@ class GraphReader:
         sparse: list[SparseTensor] = []
         for key, head, begin, end in fields(buffer, *span):
             if key == 0x0A:
-                nodes.append(Span(begin, end))
+                nodes.append((begin, end))
             elif key == 0x6A:
                 infos.append(buffer[begin:end])
             elif key == 0x2A:
@@ -113,7 +113,7 @@ class GraphReader:
         """A local function. Raises ModelError, Damaged."""
         graph = Graph("", self._state)
         texts = {0x0A: "", 0x52: "", 0x6A: "", 0x42: ""}
-        nodes: list[Span] = []
+        nodes: list[tuple[int, int]] = []
         infos: list[bytes] = []
         inputs: list[bytes] = []
         outputs: list[bytes] = []
@@ -127,7 +127,7 @@ class GraphReader:
         for key, head, begin, end in fields(buffer, *span):
             match key:
                 case 0x3A:
-                    nodes.append(Span(begin, end))
+                    nodes.append((begin, end))
                 case 0x22:
                     inputs.append(buffer[begin:end])
                 case 0x2A:
@@ -211,7 +211,9 @@ class GraphReader:
             type_ = self._tensor_types[key] = TensorType(*key)
         return type_
 
-    def _define_results(self, graph: Graph, buffer: Buffer, spans: list[Span], scope: Scope) -> list[_Pending]:
+    def _define_results(
+        self, graph: Graph, buffer: Buffer, spans: list[tuple[int, int]], scope: Scope
+    ) -> list[_Pending]:
         state = self._state
         texts = self._texts
         link = graph._nodes.link
