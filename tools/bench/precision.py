@@ -347,7 +347,7 @@ def beside_peers(rows: Sequence[PrecisionRow]) -> Iterator[str]:
     yield "| model | peer | preset | SQNR dB: preset, peer | task: both | size: both | speed over peer |"
     yield "|---" * 7 + "|"
     for peer in known.values():
-        if peer.by not in PEERS:
+        if peer.by not in PEERS or peer.coded is None:  # not a peer's, or it left all weights float
             continue
         names = next((variants for start, variants in COUNTERPARTS.items() if peer.by.startswith(start)), ())
         for ours in (known[peer.model, name] for name in names if (peer.model, name) in known):
