@@ -22,7 +22,7 @@ _LABEL = 14
 _LOOKS = {"qir": ("#1a5fb4", True), "here": ("#c64600", True), "recorded": ("#8a8a8a", False)}
 _LEGEND = {
     "qir": "qir, by effort and --min-sqnr",
-    "here": "onnxruntime's quantizer, same run",
+    "here": "onnxruntime's quantizer, same machine",
     "recorded": "others, with VNNI",
 }
 
