@@ -16,9 +16,11 @@ from qir.validation.metrics import compare
 __all__ = ["ROWS", "ablate", "ablation_table", "pipeline_of"]
 
 _BEFORE = "inline-functions,widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize"
-_AFTER = "quantize,partition,place,{correction},emit-qdq"
+_PLACED = "quantize,partition,place"
+_SEARCHED = "quantize,partition,rescue,mixed-precision,partition,place"
 
-ROWS: Mapping[str, tuple[str, str, str]] = {
+# Preparation, calibration, correction; placement where it is another than the plain one.
+ROWS: Mapping[str, tuple[str, str, str] | tuple[str, str, str, str]] = {
     "min-max, no correction": ("", "calibrate", ""),
     "min-max": ("", "calibrate", "correct-bias"),
     "`calibrate{method=mse}`": ("", "calibrate{method=mse}", "correct-bias"),
@@ -35,14 +37,17 @@ ROWS: Mapping[str, tuple[str, str, str]] = {
     "`split-outliers`": ("split-outliers", "calibrate", "correct-bias"),
     "`smooth,split-outliers`": ("smooth,split-outliers", "calibrate", "correct-bias"),
     "`round-weights`": ("", "calibrate", "round-weights"),
+    "without `partition`": ("", "calibrate", "correct-bias", "quantize,place"),
+    "`mixed-precision`": ("", "calibrate", "correct-bias", _SEARCHED),
+    "`tune`": ("", "calibrate,tune", "correct-bias"),
+    "all of it, the default": ("", "calibrate,tune", "round-weights{samples=16}", _SEARCHED),
 }
-"""By what the table calls it: preparation, calibration, correction."""
+"""By what the table calls it."""
 
 
-def pipeline_of(preparation: str, calibration: str, correction: str) -> str:
+def pipeline_of(preparation: str, calibration: str, correction: str, placement: str = _PLACED) -> str:
     """The passes of one row; what a place is left empty for does not run."""
-    after = _AFTER.format(correction=correction)
-    parts = [_BEFORE, preparation, "analyze-ranges", calibration, *after.split(",")]
+    parts = [_BEFORE, preparation, "analyze-ranges", calibration, placement, correction, "emit-qdq"]
     return ",".join(part for part in parts if part)
 
 
@@ -50,8 +55,8 @@ def ablate(model: str, calibration: Sequence[Mapping[str, np.ndarray]], feeds: A
     """SQNR in dB of the first output for each row; None where the row's preparation changes nothing."""
     source, reference = load(model), OrtRunner(model)
     found: dict[str, float | None] = {}
-    for name, (preparation, method, correction) in ROWS.items():
-        text = pipeline_of(preparation, method, correction)
+    for name, (preparation, *rest) in ROWS.items():
+        text = pipeline_of(preparation, *rest)
         result = Pipeline.parse(text).run(source, calibration=calibration, target="ort-cpu", reference=source)
         prepared = {one.partition("{")[0] for one in preparation.split(",")}
         if preparation and not any(report.changed for report in result.passes if report.name in prepared):
