@@ -60,8 +60,8 @@ class ComparisonReport:
             "accuracy": self.outputs.as_dict(),
             "accuracy_optimizations_off": self.outputs_plain.as_dict(),
             "layers": [
-                {**layer.as_dict(), "harm_db": _harm(self.advice, layer)}
-                for layer in (self.errors.layers if self.show_layers else self.ranked())
+                {**layer.as_dict(), "path": self.errors.paths.get(layer.node), "harm_db": _harm(self.advice, layer)}
+                for layer in ([*self.errors.layers, *self.errors.elsewhere] if self.show_layers else self.ranked())
             ],
             "not_aligned": [node.label for node in self.errors.alignment.lost],
             "advice": [suggestion.as_dict() for suggestion in self.advice.suggestions],
@@ -75,8 +75,9 @@ class ComparisonReport:
 
     def table(self) -> list[tuple[str, ...]]:
         """The rows under COLUMNS: all layers in order where that was asked for, else the most harmful ones."""
-        layers = self.errors.layers if self.show_layers else self.ranked()[:_SHOWN]
-        return [_row(layer) for layer in layers]
+        every = [*self.errors.layers, *self.errors.elsewhere]
+        layers = every if self.show_layers else self.ranked()[:_SHOWN]
+        return [_row(layer, self.errors.place(layer)) for layer in layers]
 
     @property
     def title(self) -> str:
@@ -154,10 +155,10 @@ def _harm(advice: Advice, layer: Layer) -> float | None:
     return finite_db(advice.harm[layer.node]) if layer.node in advice.harm else None
 
 
-def _row(layer: Layer) -> tuple[str, ...]:
+def _row(layer: Layer, name: str) -> tuple[str, ...]:
     grid = next((grid for grid in layer.grids if grid.quantizer.is_result), layer.grids[0] if layer.grids else None)
     return (
-        layer.node + ("*" if layer.scaled else ""),
+        name + ("*" if layer.scaled else ""),
         layer.unit.node.op,
         "" if layer.own is None else _db(layer.own_db),
         _db(layer.total.sqnr_db),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import PurePath
 
 from qir.diff.changes import GraphDiff
 from qir.diff.render.wording import headline, sections
@@ -13,9 +15,12 @@ from qir.report.charts import grid_chart, layer_chart, range_chart
 from qir.report.quantization import NOISE, RANDOM_WARNING, QuantizationReport, size_in_words, speed_in_words
 from qir.targets.audit import Island
 from qir.validation.layers import Grid, Layer, LayerErrors
+from qir.validation.metrics import Comparison
 
 __all__ = ["Evidence", "to_html", "to_markdown"]
 
+_FOLDERS = re.compile(r"(?<= of )\S*[/\\]")
+"""Of the path at the end of ``100 golden samples of /data/check.npz``."""
 _MOST_HISTOGRAMS = 60
 _MOST_CHANGES = 400
 _WORST = 12
@@ -31,6 +36,18 @@ class Evidence:
     diff: GraphDiff | None = None
     islands: tuple[Island, ...] = ()
     missing: str = ""
+
+    @property
+    def unmeasured(self) -> str:
+        """Why no layer has an error of its own, for readers; empty where some have."""
+        if self.layers is None or any(layer.unit.kind != "float" for layer in self.layers.layers):
+            return self.missing
+        if bodies := self.layers.alignment.bodies:
+            return (
+                f"The quantized layers stand in bodies of If, Loop or Scan ({bodies} nodes): they run as part of the "
+                "node that holds them, so their error is told at the outputs alone."
+            )
+        return self.missing or "No layer that could be compared is quantized."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +81,9 @@ def to_html(report: QuantizationReport, evidence: Evidence) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         page=page,
-        missing=evidence.missing,
+        missing=evidence.unmeasured,
+        source=PurePath(report.source).name,
+        output=PurePath(report.output).name if report.output else "",
         random_warning=RANDOM_WARNING if report.synthetic else "",
         layer_chart=layer_chart(page.layers) if page.layers else "",
         range_chart=range_chart(page.grids) if page.grids else "",
@@ -73,7 +92,8 @@ def to_html(report: QuantizationReport, evidence: Evidence) -> str:
         left_out=max(len(page.grids) - _MOST_HISTOGRAMS, 0),
         samples=evidence.layers.samples if evidence.layers else 0,
         islands=evidence.islands,
-        remarks=[(remark, _kind(remark)) for remark in report.remarks],
+        reasons=[(remark, _kind(remark)) for remark in report.remarks if remark.kind is RemarkKind.MISSED],
+        others=[(remark, _kind(remark)) for remark in report.remarks if remark.kind is not RemarkKind.MISSED],
         verdict_state="" if report.min_sqnr is None and report.max_drop is None else _STATE[report.passed],
         diff_headline="" if diff is None else headline(diff),
         diff_sections=[]
@@ -107,8 +127,8 @@ def to_markdown(report: QuantizationReport, evidence: Evidence) -> str:
             levels = "" if grid is None else f"{grid.used_levels} of {grid.levels}"
             own, total = _db(layer.own_db), _db(layer.total.sqnr_db)
             lines.append(f"| {layer.unit.node.op} `{_cell(layer.node)}` | {own} | {total} | {clipped} | {levels} |")
-    if evidence.missing:
-        lines += ["", f"_{evidence.missing}_"]
+    if evidence.unmeasured:
+        lines += ["", f"_{evidence.unmeasured}_"]
     lines += ["", "## What runs how", ""]
     lines += [f"- integers: {count} {op}" for op, count in report.executed_integer.items()]
     lines += [f"- float: {count} {op}" for op, count in report.executed_float.items()]
@@ -151,12 +171,11 @@ def _cards(report: QuantizationReport) -> list[Card]:
         cards.append(Card("accuracy", "not measured", "no data were given", "bad"))
     else:
         worst = report.sqnr_min_db
-        cards.append(Card("SQNR", _db(accuracy.sqnr_db), f"worst output {_db(worst)}; {report.measured_on}"))
+        samples = _FOLDERS.sub("", report.measured_on)
+        cards.append(Card("SQNR", _db(accuracy.sqnr_db), f"worst output {_db(worst)}; {samples}"))
         if accuracy.agreement is not None:
             cards.append(Card("same decisions", f"{accuracy.agreement:.2%}", "as the float model"))
-        if report.drop is not None and math.isfinite(report.drop):
-            state = "" if report.max_drop is None else "good" if report.drop <= report.max_drop else "bad"
-            cards.append(Card("drop", f"{report.drop:.2f} points", "of the task metric", state))
+        cards += _task(report, accuracy)
     if report.latency is not None:
         one = report.latency
         cards.append(
@@ -168,6 +187,20 @@ def _cards(report: QuantizationReport) -> list[Card]:
             )
         )
     return cards
+
+
+def _task(report: QuantizationReport, accuracy: Comparison) -> list[Card]:
+    """The task metric by labels; nothing without labels, where the share of same decisions says it all."""
+    state = ""
+    if report.max_drop is not None and report.drop is not None:
+        state = "good" if report.drop <= report.max_drop else "bad"
+    if accuracy.metric is not None and accuracy.metric_values is not None:
+        before, after = accuracy.metric_values
+        return [Card(accuracy.metric.name, f"{after:.4g}", f"float {before:.4g}", state)]
+    if accuracy.task_output is None:
+        return []
+    before, after = accuracy.reference_task.accuracy, accuracy.task.accuracy
+    return [Card("accuracy", f"{after:.2%}", f"float {before:.2%}, {accuracy.task.count} labels", state)]
 
 
 def _verdict(report: QuantizationReport) -> str:

@@ -30,10 +30,14 @@ def test_the_page_in_a_browser(pages: Path) -> None:
         assert page.locator("svg.ranges rect.range").count() >= 9
         assert page.locator("svg.values").count() >= 9
         rows = page.locator("tr.remark:visible")
-        every = rows.count()
+        assert 0 < rows.count() == page.locator("tr.remark.not-done").count(), "first of all what was not done"
+        every = page.locator("tr.remark").count()
         page.fill("#search", "stays float")
         assert 0 < rows.count() < every
         assert f"of {every} remarks" in page.locator("#found").inner_text()
+        assert "model.onnx → q.onnx" in page.locator("h1").inner_text(), "names; folders are told when asked"
+        titles = page.locator(".card-title").all_inner_texts()
+        assert "accuracy" not in titles and "drop" not in titles, "no labels, no task"
         assert "quantize" in page.locator("#repeat pre").inner_text()
         wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not wide, "nothing hangs over the edge of a laptop's screen"
@@ -53,3 +57,15 @@ def test_the_name_says_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*command, "--report", str(tmp_path / "report.pdf")]) == 2
     assert "must end in .html or .md" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_in_bodies_are_said_to_be_there(tmp_path: Path) -> None:
+    adaptive = GOLDEN.parent / "adaptive-digits"
+    command = ["quantize", str(adaptive / "model.onnx"), "--calib", str(adaptive / "calib.npz"), "--effort", "fast"]
+    command += ["--golden", str(adaptive / "eval.npz"), "-o", str(tmp_path / "q.onnx")]
+    assert main([*command, "--report", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "stand in bodies of If, Loop or Scan (" in text
+    assert "No activation has a fixed grid" not in text
+    assert "200 golden samples of eval.npz" in text
+    assert '<div class="card-title">accuracy</div><div class="card-value">97.50%</div>' in text

@@ -10,7 +10,8 @@
       row.hidden = !fits;
       shown += fits;
     }
+    document.querySelector("details.done").open = words.length > 0;
     document.getElementById("found").textContent = words.length ? `${shown} of ${remarks.length} remarks` : "";
   });
-  addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details")) one.open = true; });
+  addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details:not(.done)")) one.open = true; });
 })();
