@@ -56,6 +56,7 @@ _CLASSES = (
     ("weight is not constant", "two activations"),
     ("weights are not constant", "two activations"),
     ("weights a direction", "small recurrent layer"),
+    ("with their channels first", "slow pool"),
     ("no integer kernel", "no integer kernel"),
     ("integer kernel is", "no fast integer kernel"),
     ("does not fuse quantizers", "no integer kernel"),
