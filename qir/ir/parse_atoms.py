@@ -58,7 +58,17 @@ def parse_dtype(at: Cursor) -> DType:
         else:
             at.advance()
             return dtype
-    at.expected("an element type such as f32 or s8")
+    at.expected(_other_name(at.text) or "an element type such as f32 or s8")
+
+
+def _other_name(text: str) -> str | None:
+    """Ours for the name that ONNX, numpy or MLIR has for an element type: s64 for INT64, int64 and i64."""
+    for dtype in DType:
+        if text.upper() == dtype.name or text == f"float{dtype.bits}" and dtype.text == f"f{dtype.bits}":
+            return dtype.text
+        if text == f"i{dtype.bits}" and dtype.text == f"s{dtype.bits}":
+            return dtype.text
+    return None
 
 
 def parse_residue(at: Cursor) -> bytes:
@@ -120,6 +130,8 @@ def _parse_type(at: Cursor) -> Type | None:
         return OpaqueType(domain, name, _denotation(at))
     sparse = at.take("sparse")
     dtype = parse_dtype(at)
+    if not at.at("["):
+        at.expected(f"'[' and sizes ({dtype.text}[] is one element)")
     shape, meanings = _parse_shape(at)
     return (SparseTensorType if sparse else TensorType)(dtype, shape, _denotation(at), meanings)
 
