@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from qir.cli import main
+from qir.report.page import Evidence
 from tests.browser import opened
 
 GOLDEN = Path(__file__).parents[2] / "golden_models" / "resnet-shapes"
@@ -59,13 +62,20 @@ def test_the_name_says_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
-def test_layers_in_bodies_are_said_to_be_there(tmp_path: Path) -> None:
+def test_why_no_layer_is_shown_is_said() -> None:
+    def seen(bodies: int) -> Any:
+        return SimpleNamespace(layers=[], noisy=list, alignment=SimpleNamespace(bodies=bodies))
+
+    assert "stand in bodies of If, Loop or Scan (50 nodes)" in Evidence(layers=seen(50)).unmeasured
+    assert "No layer that could be compared" in Evidence(layers=seen(0)).unmeasured
+    assert Evidence(missing="no samples").unmeasured == "no samples"
+
+
+def test_labels_are_a_card_of_their_own(tmp_path: Path) -> None:
     adaptive = GOLDEN.parent / "adaptive-digits"
     command = ["quantize", str(adaptive / "model.onnx"), "--calib", str(adaptive / "calib.npz"), "--effort", "fast"]
     command += ["--golden", str(adaptive / "eval.npz"), "-o", str(tmp_path / "q.onnx")]
     assert main([*command, "--report", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "stand in bodies of If, Loop or Scan (" in text
-    assert "No activation has a fixed grid" not in text
-    assert "200 golden samples of eval.npz" in text
     assert '<div class="card-title">accuracy</div><div class="card-value">97.50%</div>' in text
+    assert "200 golden samples of eval.npz" in text

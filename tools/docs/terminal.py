@@ -22,7 +22,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
 MODEL = ROOT / "golden_models" / "resnet-shapes"
-WIDTH = 100
+WIDTH = 112
 PLAIN = (
     "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,legalize,analyze-ranges,calibrate,quantize,"
     "emit-qdq"
@@ -91,14 +91,14 @@ def draw(name: str, title: str, blocks: list[tuple[str, str]]) -> None:
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in ("model.onnx", "calib.npz"):
-            shutil.copy(MODEL / file, folder / file)
-        quantize = "qir quantize model.onnx --calib calib.npz -o model.int8.onnx"
+        for source, file in (("model.onnx", "model.onnx"), ("calib.npz", "samples.npz"), ("eval.npz", "check.npz")):
+            shutil.copy(MODEL / source, folder / file)
+        quantize = "qir quantize model.onnx --calib samples.npz --golden check.npz -o model.int8.onnx"
         said = run(quantize, folder)
         shown = max(frames(said), key=lambda frame: ("left" in frame, frame.count("\n"), len(frame)))
         draw("quantize", "qir quantize", [(quantize, shown), ("", after_progress(said))])
-        run(f"qir quantize model.onnx --calib calib.npz --preset '{PLAIN}' -o plain.onnx", folder)
-        compare = "qir compare model.onnx plain.onnx --data calib.npz --samples 8 --lines 3"
+        run(f"qir quantize model.onnx --calib samples.npz --preset '{PLAIN}' -o plain.onnx", folder)
+        compare = "qir compare model.onnx plain.onnx --data check.npz --samples 8 --lines 3"
         draw("compare", "qir compare", [(compare, after_progress(run(compare, folder)))])
         diff = "qir diff model.onnx model.int8.onnx"
         try:
