@@ -9,12 +9,20 @@ import numpy as np
 __all__ = ["align", "common_runs"]
 
 
-def align(levels_a: np.ndarray, levels_b: np.ndarray, costs: Sequence[float], other: float) -> list[tuple[int, int]]:
+def align(
+    levels_a: np.ndarray,
+    levels_b: np.ndarray,
+    costs: Sequence[float],
+    other: float,
+    alike: np.ndarray | None = None,
+    discount: float = 0.0,
+) -> list[tuple[int, int]]:
     """Pairs (i, j) of a cheapest monotone alignment, where to leave an item alone costs 1.
 
     ``levels_a`` has a row an item and a column a level of likeness, the strictest first: items that agree at level k
-    cost ``costs[k]`` as a pair, those that agree at none ``other``. Needleman and Wunsch (1970), a diagonal at a time;
-    O(n*m) time, and bytes for the way back.
+    cost ``costs[k]`` as a pair, those that agree at none ``other``. Pairs that are ``alike`` (n by m), but not equal,
+    cost less by ``discount``. Needleman and Wunsch (1970), a diagonal at a time; O(n*m) time, and bytes for the way
+    back.
     """
     n, m = len(levels_a), len(levels_b)
     if not n or not m:
@@ -33,6 +41,8 @@ def align(levels_a: np.ndarray, levels_b: np.ndarray, costs: Sequence[float], ot
         cost = np.full(len(i), other)
         for level in range(levels_a.shape[1] - 1, -1, -1):
             cost[levels_a[i - 1, level] == levels_b[j - 1, level]] = costs[level]
+        if alike is not None:
+            cost[alike[i - 1, j - 1] & (cost > 0)] -= discount
         pair = before[i - 1] + cost
         skip_a = last[i - 1] + 1.0
         skip_b = last[i] + 1.0

@@ -12,15 +12,17 @@ Names of nodes, values and constants play no part here.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from qir.diff.align import align, common_runs
+from qir.diff.alike import alike_constants, are_alike
 from qir.diff.hashing import canonical_order, down_ranks, ring_ranks, up_ranks
 from qir.diff.neighbours import GraphMatch, problems
-from qir.diff.refining import refine
+from qir.diff.refining import cost, refine, sort_out_twins
 from qir.diff.view import CAPTURED, Content, Interner, View
 from qir.ir import Value
 
@@ -32,6 +34,10 @@ _MOST_EDITS = 500
 _LONG_RUN = 6
 _COSTS = (0.0, 0.6, 0.9, 1.1)
 """Of pairing nodes that are equal, equal but for what constants hold, alike in operator and attributes, in operator."""
+_DISCOUNT = 0.3
+"""Off the cost of a pair whose constants are nearly the same: trained on, or rounded."""
+_FEW_STRANGERS = 4
+"""Pairs of unlike weights, from which on a second matching is tried."""
 _COST_OTHER = 1.7
 """Of pairing different operators: less than leaving both alone, more than leaving one alone."""
 
@@ -65,8 +71,8 @@ class _Matcher:
         m.order_b = canonical_order(b, [value for value, _ in exits_b])
         m.down_a = self._down(a, m.order_a, m.leaf_a)
         m.down_b = self._down(b, m.order_b, m.leaf_b)
-        up_a = up_ranks(a, m.order_a, a.strict, self.intern, exits_a)
-        up_b = up_ranks(b, m.order_b, b.strict, self.intern, exits_b)
+        up_a = up_ranks(a, m.order_a, a.equal, self.intern, exits_a)
+        up_b = up_ranks(b, m.order_b, b.equal, self.intern, exits_b)
         self._pair_equal(list(zip(m.down_a, up_a, strict=True)), list(zip(m.down_b, up_b, strict=True)), several=True)
         if self._finished() and m.down_a == [m.down_b[y] for y in m.forward]:
             m.settle(range(len(a.nodes)))
@@ -74,10 +80,13 @@ class _Matcher:
             return
         self._pair_equal(m.down_a, m.down_b)
         self._pair_equal(up_a, up_b)
+        sure = list(m.forward), list(m.backward)
         self._spread(a.equal, b.equal)
         self._rests()
+        self._reconsider(*sure)
         m.settle(range(len(a.nodes)))
         refine(m)
+        sort_out_twins(m)
         m.orient_all()
 
     # Ranks
@@ -294,7 +303,8 @@ class _Matcher:
             return
         levels_a = np.array([self._levels(self.a, node) for node in rest_a], np.int64)
         levels_b = np.array([self._levels(self.b, node) for node in rest_b], np.int64)
-        for i, j in align(levels_a, levels_b, _COSTS, _COST_OTHER):
+        alike = alike_constants(self.a, rest_a, self.b, rest_b)
+        for i, j in align(levels_a, levels_b, _COSTS, _COST_OTHER, alike, _DISCOUNT):
             if levels_a[i, -1] == levels_b[j, -1]:
                 self._pair(rest_a[i], rest_b[j])
 
@@ -310,6 +320,35 @@ class _Matcher:
             view.labels[node],
             view.op_keys[node],
         )
+
+    def _reconsider(self, forward: list[int], backward: list[int]) -> None:
+        """Where several weights seem to have become quite other ones, align all but the sure pairs by what weights
+        hold: a layer may be gone whose neighbours, trained on, look like any other to what went before."""
+        m = self.m
+        if sum(itertools.islice(self._strangers(), _FEW_STRANGERS)) < _FEW_STRANGERS:
+            return
+        nodes = [[n for n, mate in enumerate(mates) if mate < 0] for mates in (forward, backward)]
+        first, told = (m.forward, m.backward), self._told(nodes)
+        m.forward, m.backward = forward, backward
+        if not self._large():
+            self._align_rests()
+        if self._told(nodes) >= told:
+            m.forward, m.backward = first
+
+    def _strangers(self) -> Iterator[int]:
+        """1 for each pair whose constants are of one shape and have nothing to do with each other."""
+        a, b = self.a, self.b
+        for x, y in enumerate(self.m.forward):
+            if y >= 0 and a.equal[x] != b.equal[y] and a.labels[x] == b.labels[y] and are_alike(a, x, b, y) is False:
+                yield 1
+
+    def _told(self, nodes: list[list[int]]) -> float:
+        """What there is to tell of these nodes, less what constants that are nearly the same take off."""
+        m, a, b = self.m, self.a, self.b
+        near = sum(
+            a.equal[x] != b.equal[y] and are_alike(a, x, b, y) is True for x in nodes[0] if (y := m.forward[x]) >= 0
+        )
+        return cost(m, *nodes) - _DISCOUNT * near
 
     def _pair_rings(self, radius: int) -> None:
         """Nodes whose surroundings of this radius occur once in either graph, where they keep the order."""

@@ -173,8 +173,16 @@ def _place(match: GraphMatch, side: int, value: int, content: Content, partner: 
     producer = content.producer
     if producer >= 0:
         mate = partner[producer]
-        return (side, producer) if mate < 0 else ("made", producer if side == 0 else mate, content.index)
+        return (side, producer) if mate < 0 else ("made", _pair_name(match, side, producer), content.index)
     return ("leaf", (match.leaf_a, match.leaf_b)[side][value]) if content.constant is None else None
+
+
+def _pair_name(match: GraphMatch, side: int, node: int) -> object:
+    """What to call a matched node on either side: by what it computes where both compute the same, since nothing tells
+    equal computations apart; else by the pair's node of ``a``."""
+    x = node if side == 0 else match.backward[node]
+    rank = match.down_a[x]
+    return ("rank", rank) if rank == match.down_b[match.forward[x]] else x
 
 
 def explained(m: GraphMatch, va: int, vb: int) -> bool:
@@ -257,7 +265,7 @@ def around(match: GraphMatch, side: int, nodes: list[int]) -> Around:
                     if here in start:
                         found.near.add(("leaf", leaves[slot.value], slot.index))
             elif partner[producer] >= 0:
-                name = producer if side == 0 else partner[producer]
+                name = _pair_name(match, side, producer)
                 found.sources.add((name, content.index))
                 if here in start:
                     found.near.add(("in", name, content.index, slot.index))

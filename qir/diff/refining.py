@@ -6,12 +6,14 @@ constants were exchanged, and what is computed from them seems to have moved. Th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from qir.diff.neighbours import GraphMatch, explained
 from qir.diff.view import CAPTURED
 
-__all__ = ["refine"]
+__all__ = ["cost", "refine", "sort_out_twins"]
 
 _ROUNDS = 4
 _MOST = 400
@@ -19,6 +21,7 @@ _MOST = 400
 _CONTENT = 0.6
 """What a constant with another content costs; a node that differs costs 1, and so does one without a counterpart."""
 _REACH = 6
+_MOST_TWINS = 32
 
 Move = list[tuple[int, int]]
 """Pairs to make; what they were paired with before is left alone unless another of the pairs takes it. (x, -1) and
@@ -37,6 +40,43 @@ def refine(m: GraphMatch) -> None:
             return
         m.settle(touched)
         suspects = [*bad, *touched]
+
+
+def sort_out_twins(m: GraphMatch) -> None:
+    """Exchange counterparts of nodes that read the same value, each with another constant than before, where one of the
+    constants then became what other readers of it say it became."""
+    a, b = m.a, m.b
+    differing = [
+        x for x, y in enumerate(m.forward) if y >= 0 and a.equal[x] != b.equal[y] and a.strict[x] == b.strict[y]
+    ]
+    became: Counter[tuple[int, int]] = Counter()
+    for x in differing:
+        became.update(_became(m, x, m.forward[x]))
+    if not became or max(became.values()) < 2:
+        return
+    groups: dict[object, list[int]] = defaultdict(list)
+    for x in differing:
+        read = tuple((slot.index, slot.value) for slot in a.slots[x] if a.values[slot.value].constant is None)
+        groups[a.strict[x], read].append(x)
+    for twins in groups.values():
+        for i, one in enumerate(twins[:_MOST_TWINS]):
+            for two in twins[i + 1 : _MOST_TWINS]:
+                y, z = m.forward[one], m.forward[two]
+                straight, crossed = (
+                    sum(became[pair] > 1 for x, mate in pairs for pair in _became(m, x, mate))
+                    for pairs in (((one, y), (two, z)), ((one, z), (two, y)))
+                )
+                if crossed > straight and _gain(m, [(one, z), (two, y)]) > -0.01:
+                    _apply(m, [(one, z), (two, y)])
+
+
+def _became(m: GraphMatch, x: int, y: int) -> list[tuple[int, int]]:
+    """(content before, content after) of the constants that two nodes read at the same place."""
+    one, two = (
+        {slot.index: content for slot in view.slots[node] if (content := view.values[slot.value]).constant is not None}
+        for view, node in ((m.a, x), (m.b, y))
+    )
+    return [(before.key, two[at].key) for at, before in one.items() if at in two and two[at].key != before.key]
 
 
 def _unexplained(m: GraphMatch, x: int, *, both: bool = False) -> Iterator[tuple[int, int]]:
@@ -87,11 +127,15 @@ def _moves(m: GraphMatch, p: int, q: int) -> Iterator[Move]:
             move.append((rival, mate))
         yield move
     if p >= 0 and m.forward[p] >= 0:
-        for other in _twins(m, 0, p):
-            yield [(other, m.forward[p]), (p, -1)]
+        for path in _twins(m, 0, p):
+            yield [(path[-1], m.forward[p]), (p, -1)]
+            if len(path) > 2:  # of a row of equals the first one is gone, not the last
+                yield [*((n, m.forward[last]) for last, n in pairwise(path)), (p, -1)]
     if q >= 0 and m.backward[q] >= 0:
-        for other in _twins(m, 1, q):
-            yield [(m.backward[q], other), (-1, q)]
+        for path in _twins(m, 1, q):
+            yield [(m.backward[q], path[-1]), (-1, q)]
+            if len(path) > 2:
+                yield [*((m.backward[last], n) for last, n in pairwise(path)), (-1, q)]
 
 
 def _exchanges(m: GraphMatch, x: int, p: int) -> Iterator[Move]:
@@ -105,31 +149,34 @@ def _exchanges(m: GraphMatch, x: int, p: int) -> Iterator[Move]:
             yield [(x, reader)] if rival < 0 else [(x, reader), (rival, y)]
 
 
-def _twins(m: GraphMatch, side: int, node: int) -> list[int]:
-    """Nodes without a counterpart near a node, with its label."""
+def _twins(m: GraphMatch, side: int, node: int) -> list[list[int]]:
+    """Nodes without a counterpart near a node, with its label: the ways there, through others with that label."""
     view, partner = ((m.a, m.forward), (m.b, m.backward))[side]
-    found, work, seen = [], [(node, 0)], {node}
+    found: list[list[int]] = []
+    work, seen = [[node]], {node}
     while work:
-        here, distance = work.pop(0)
-        near = [view.values[slot.value].producer for slot in view.slots[here]]
-        near += [reader for made in view.results[here] for reader, _ in view.consumers[made][:16]]
+        path = work.pop(0)
+        near = [view.makers[slot.value] for slot in view.slots[path[-1]]]
+        near += [reader for made in view.results[path[-1]] for reader, _ in view.consumers[made][:16]]
         for other in near:
             if other < 0 or other in seen:
                 continue
             seen.add(other)
-            if partner[other] < 0 and view.strict[other] == view.strict[node]:
-                found.append(other)
-            if distance + 1 < _REACH and view.strict[other] == view.strict[node]:
-                work.append((other, distance + 1))
+            if view.strict[other] != view.strict[node]:
+                continue
+            if partner[other] < 0:
+                found.append([*path, other])
+            elif len(path) < _REACH:
+                work.append([*path, other])
     return found
 
 
 def _gain(m: GraphMatch, move: Move) -> float:
     """By how much a move lowers the cost of the nodes around it."""
     nodes = _around(m, move)
-    before = _cost(m, *nodes)
+    before = cost(m, *nodes)
     undo = _apply(m, move)
-    after = _cost(m, *nodes)
+    after = cost(m, *nodes)
     for x, y in undo[0]:
         m.forward[x] = y
     for y, x in undo[1]:
@@ -162,18 +209,19 @@ def _apply(m: GraphMatch, move: Move) -> tuple[list[tuple[int, int]], list[tuple
     return undo
 
 
-def _cost(m: GraphMatch, nodes_a: set[int], nodes_b: set[int]) -> float:
-    cost = float(sum(m.backward[y] < 0 for y in nodes_b))
+def cost(m: GraphMatch, nodes_a: Iterable[int], nodes_b: Iterable[int]) -> float:
+    """What is to be told of these nodes."""
+    total = float(sum(m.backward[y] < 0 for y in nodes_b))
     for x in nodes_a:
         y = m.forward[x]
         if y < 0:
-            cost += 1
+            total += 1
             continue
         free = m.a.free[x] and m.b.free[y]
         constants = {0 if free else s.index: c for s in m.b.slots[y] if (c := m.b.values[s.value]).constant is not None}
-        cost += m.a.labels[x] != m.b.labels[y] or any(_unexplained(m, x))
+        total += m.a.labels[x] != m.b.labels[y] or any(_unexplained(m, x))
         for slot in m.a.slots[x]:
             content, other = m.a.values[slot.value], constants.get(0 if free else slot.index)
             if content.constant is not None and other is not None:
-                cost += _CONTENT * (other.key != content.key)
-    return cost
+                total += _CONTENT * (other.key != content.key)
+    return total

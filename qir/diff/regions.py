@@ -258,6 +258,7 @@ def pair_replacements(match: GraphMatch, taken_a: Iterable[int], taken_b: Iterab
                 if not (_meet(mine.sources, other.sources) and _meet(mine.sinks, other.sinks)):
                     continue
                 weight = 10 + 4 * len(mine.near & other.near)
+                weight += 2 * (mine.sources == other.sources) + 2 * (mine.sinks == other.sinks)
                 weight += 8 * (match.a.op_keys[x] == match.b.op_keys[y])
                 weight += match.a.nodes[x].name == match.b.nodes[y].name != ""
                 edges.append(((0, x), (1, y), 1000 * weight - min(abs(i - j), 999)))

@@ -90,10 +90,33 @@ def test_one_edit_in_a_tangled_graph(seed: int, edit: str) -> None:
     assert counts(found) == want or (edit == "swap" and 0 < counts(found).total() <= 2), titles(found)
 
 
-@pytest.mark.parametrize(("seed", "edit"), [(117, "remove")])  # what a body captures was made by the removed node
+@pytest.mark.parametrize(
+    ("seed", "edit"),
+    [
+        (117, "remove"),  # what a body captures was made by the removed node
+        (499, "remove"),  # the first of three equal nodes in a row
+    ],
+)
 def test_edits_that_were_once_told_otherwise(seed: int, edit: str) -> None:
     proto = tangled(seed)
     check(proto, import_model(proto), edit, str(seed))
+
+
+@pytest.mark.parametrize(
+    ("key", "seed", "edits"),
+    [
+        ("several442", 44, ["remove", "replace"]),  # neighbours: which of two was replaced, and which is gone
+        ("several3220", 322, ["replace", "remove", "attribute", "weight", "permute"]),  # twins with other weights each
+        ("several3841", 384, ["replace in a body", "permute"]),  # equal computations above, another weight below
+    ],
+)
+def test_several_edits_that_were_once_told_otherwise(key: str, seed: int, edits: list[str]) -> None:
+    proto, rng, want = (layered(seed, 8) if seed % 2 else tangled(seed, 60)), random.Random(key), Counter[str]()
+    edited = copied(proto)
+    for edit in edits:
+        want += SINGLE[edit](edited, rng) or Counter()
+    found = diff(import_model(proto), import_model(respelled(edited, rng)))
+    assert counts(found) == want or counts(found).total() <= want.total(), (want, titles(found))
 
 
 @settings(max_examples=30)
