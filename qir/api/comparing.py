@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from qir.api.branches import compare_views
 from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable
@@ -18,7 +19,6 @@ from qir.report.layers import ComparisonReport
 from qir.runtime.session import PLAIN, OrtRunner
 from qir.validation.advice import Advice, advise
 from qir.validation.golden import GoldenSet, check_all_against
-from qir.validation.layers import compare_layers
 
 __all__ = ["compare"]
 
@@ -56,7 +56,7 @@ def compare(
     with runnable(ours, annotations="drop") as float_model, runnable(theirs, annotations="drop") as their_model:
         runners = [OrtRunner(their_model), OrtRunner(their_model, PLAIN)]
         outputs, plain = check_all_against(GoldenSet(source, ()), runners, OrtRunner(float_model))
-    errors = compare_layers(ours, theirs, feeds, progress=watch)
+    errors, feeds = compare_views(ours, theirs, feeds, watch)
     advice = Advice()
     if lines > 0:
         earlier = Recipe.open(recipe)

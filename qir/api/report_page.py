@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qir.api.branches import compare_views
 from qir.calibration.data import DataSource, spread
 from qir.diff import diff
 from qir.errors import OptionError, OutputError, QirError
@@ -13,7 +14,7 @@ from qir.pipeline import Progress
 from qir.report.page import Evidence, to_html, to_markdown
 from qir.report.quantization import QuantizationReport
 from qir.targets.audit import Island
-from qir.validation.layers import LayerErrors, compare_layers
+from qir.validation.layers import LayerErrors
 
 __all__ = ["check_page_name", "write_page"]
 
@@ -57,6 +58,6 @@ def _layers(
     if samples is None:
         return None, "Layers were not compared: no data were given."
     try:
-        return compare_layers(source, quantized, spread(samples, _SAMPLES), progress=progress), ""
+        return compare_views(source, quantized, spread(samples, _SAMPLES), progress)[0], ""
     except QirError as error:  # the model is made and measured; its page says what it lacks
         return None, f"Layers could not be compared: {error}"

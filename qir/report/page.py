@@ -40,7 +40,7 @@ class Evidence:
     @property
     def unmeasured(self) -> str:
         """Why no layer has an error of its own, for readers; empty where some have."""
-        if self.layers is None or any(layer.unit.kind != "float" for layer in self.layers.layers):
+        if self.layers is None or self.layers.noisy():
             return self.missing
         if bodies := self.layers.alignment.bodies:
             return (
@@ -150,7 +150,7 @@ def to_markdown(report: QuantizationReport, evidence: Evidence) -> str:
 def _page(report: QuantizationReport, evidence: Evidence) -> _Page:
     page = _Page(_cards(report), _verdict(report))
     if evidence.layers is not None:
-        page.layers = [layer for layer in evidence.layers.layers if layer.unit.kind != "float"]
+        page.layers = evidence.layers.noisy()
         grids = {grid.value: grid for layer in page.layers for grid in layer.grids if grid.elements}
         page.grids = sorted(grids.values(), key=lambda grid: -grid.clipped_share)
     return page

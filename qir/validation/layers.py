@@ -134,7 +134,8 @@ class Layer:
 
 @dataclass(slots=True)
 class LayerErrors:
-    """``layers`` in the order in which the quantized model computes them."""
+    """``layers`` in the order in which the quantized model computes them. ``paths``: for the name of a node that stands
+    in a body, which; ``elsewhere``: nodes of bodies that only other samples run."""
 
     reference: Model
     quantized: Model
@@ -142,13 +143,28 @@ class LayerErrors:
     alignment: Alignment
     samples: int
     factors: Mapping[Value, np.ndarray] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: list[Layer] = field(default_factory=list)
+
+    def add_branches(self, other: LayerErrors, paths: Mapping[str, str]) -> None:
+        """Take in the nodes of bodies that ``other``, of other samples, ran and these did not."""
+        self.elsewhere += [layer for layer in other.layers if layer.node in paths and layer.node not in self.paths]
+        self.paths = {**paths, **self.paths}
+        self.samples += other.samples
+
+    def place(self, layer: Layer) -> str:
+        """The node's name, after the body that it stands in."""
+        path = self.paths.get(layer.node)
+        return layer.node if path is None else f"{path}/{layer.node}"
+
+    def noisy(self) -> list[Layer]:
+        """Quantized nodes in order, and those whose weights were rounded in a form that only their error shows."""
+        every = (*self.layers, *self.elsewhere)
+        return [layer for layer in every if layer.unit.kind != "float" or layer.own_db < EXACT]
 
     def ranked(self) -> list[Layer]:
-        """Quantized nodes, the one with the largest error of its own first; with them those whose weights were rounded
-        in whatever form, which shows in their error only."""
-        found = [layer for layer in self.layers if layer.own is not None]
-        found = [layer for layer in found if layer.unit.kind != "float" or layer.own_db < EXACT]
-        return sorted(found, key=lambda layer: layer.own_db)
+        """The noisy nodes that do more than to move codes, the one with the largest error of its own first."""
+        return sorted((layer for layer in self.noisy() if layer.own is not None), key=lambda layer: layer.own_db)
 
 
 def compare_layers(
