@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from qir.cli import COMMANDS
-from qir.pipeline import default_registry
+from qir.pipeline import Pipeline, Preset, default_registry
 from qir.pipeline.registry import load_target, target_names
 from qir.targets.describe import FORMS
 from tools.docs.reference import calls, pages
@@ -49,6 +50,16 @@ def test_every_target_has_its_constraints_and_sources(name: str) -> None:
     assert rules.sources, "a constraint without a source is a rumour"
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (Path(__file__).parents[2] / "mkdocs.yml").read_text(encoding="utf-8")
+    assert all(f": {path}\n" in navigation for path in written())
+
+
 def test_every_pass_and_preset_has_its_entry() -> None:
     page = written()["reference/passes.md"]
-    assert all(f"\n### {name}\n" in page for name in default_registry())
+    registry = default_registry()
+    assert all(f"\n### {name}\n" in page for name in registry)
+    for name in registry:
+        if isinstance(preset := registry.get(name), Preset):
+            shown = page.partition(f"\n### {name}\n")[2].split("```")[1]
+            assert str(Pipeline.parse(shown)) == str(Pipeline.parse(preset.text)), "broken lines that parse"

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,14 +20,21 @@ __all__ = ["calls", "pages"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {
-    "Quantize, measure, compare": ("qir.api",),
-    "Pipelines and passes": ("qir.pipeline.pipeline", "qir.pipeline.contract", "qir.pipeline.instruments"),
-    "The IR": ("qir.ir.model", "qir.ir.graph", "qir.ir.node", "qir.ir.value", "qir.ir.tensor", "qir.ir.quant_types"),
-    "Rewriting": ("qir.rewriting.rule", "qir.rewriting.patterns", "qir.rewriting.driver"),
-    "Diff": ("qir.diff.changes", "qir.diff.weights", "qir.diff.gate"),
-    "Other libraries": ("qir.interop.foreign", "qir.interop.graphs"),
-    "Errors": ("qir.errors",),
+    "quantize": ("Quantize, measure, compare", ("qir.api",)),
+    "pipelines": (
+        "Pipelines and passes",
+        ("qir.pipeline.pipeline", "qir.pipeline.contract", "qir.pipeline.instruments"),
+    ),
+    "ir": (
+        "The IR",
+        ("qir.ir.model", "qir.ir.graph", "qir.ir.node", "qir.ir.value", "qir.ir.tensor", "qir.ir.quant_types"),
+    ),
+    "rewriting": ("Rewriting", ("qir.rewriting.rule", "qir.rewriting.patterns", "qir.rewriting.driver")),
+    "diff": ("Diff", ("qir.diff.changes", "qir.diff.weights", "qir.diff.gate")),
+    "interop": ("Other libraries", ("qir.interop.foreign", "qir.interop.graphs")),
+    "errors": ("Errors", ("qir.errors",)),
 }
+"""File name -> title and modules."""
 
 
 def pages() -> dict[str, str]:
@@ -35,7 +43,10 @@ def pages() -> dict[str, str]:
         "reference/passes.md": "\n".join(_passes()),
         "reference/commands.md": "\n".join(_commands()),
         "reference/targets.md": "\n".join(target_page()),
-        "reference/python.md": "\n".join(_python()),
+        **{
+            f"reference/python/{slug}.md": "\n".join(_python(title, modules))
+            for slug, (title, modules) in PYTHON.items()
+        },
     }
 
 
@@ -46,11 +57,18 @@ def _passes() -> Iterator[str]:
     yield "## Presets\n"
     for name, one in found.items():
         if isinstance(one, Preset):
-            yield f"### {name}\n\n{_marked(one.doc)}\n\n```\n{one.text}\n```\n"
+            text = _wrapped(one.text)
+            yield f"### {name}\n\n{_marked(one.doc)}\n\n```\n{text}\n```\n"
     yield "## Passes\n"
     for one in found.values():
         if not isinstance(one, Preset):
             yield from _pass(describe_pass(one, "qir"))
+
+
+def _wrapped(text: str) -> str:
+    """Pipeline text in lines that are seen whole; it parses as before."""
+    lines = textwrap.wrap(text.replace(",", ", "), 110, break_on_hyphens=False, break_long_words=False)
+    return "\n  ".join(line.replace(", ", ",") for line in lines)
 
 
 def _pass(doc: PassDoc) -> Iterator[str]:
@@ -106,12 +124,10 @@ def _help(commands: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join(line.rstrip() for line in text.strip().splitlines()) for text in shown]
 
 
-def _python() -> Iterator[str]:
-    yield "# Python\n"
-    for title, modules in PYTHON.items():
-        yield f"## {title}\n"
-        for module in modules:
-            yield f"::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 3\n"
+def _python(title: str, modules: Sequence[str]) -> Iterator[str]:
+    yield f"# {title}\n"
+    for module in modules:
+        yield f"::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 2\n"
 
 
 def _marked(text: str) -> str:
