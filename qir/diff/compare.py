@@ -43,6 +43,8 @@ class Comparison:
         self.docs: list[tuple[NodeRef, NodeRef]] = []
         self.passing: set[int] = set()
         """``id`` of the entries of lone nodes that only pass a value on."""
+        self.pieces: dict[int, object] = {}
+        """By ``id`` of the entries of lone nodes that hang together with several others: which piece it is."""
         self.respelled: dict[str, list[tuple[NodeRef, NodeRef]]] = {}
         """By what they say otherwise: nodes that are the same."""
         self._quantized_ids: set[int] = set()
@@ -190,7 +192,7 @@ class Comparison:
 
     def _weight_change(self, weight: _Weight) -> Change:
         record = self._weight_record(weight.old, weight.new)
-        readers = [ref.name for ref, _ in weight.readers[:3]]
+        readers = [ref.name for _, ref in weight.readers[:3]]
         more = f" and {len(weight.readers) - 3} more" if len(weight.readers) > 3 else ""
         of = f" of {', '.join(readers)}{more}" if readers else ""
         types = record.type_before, record.type_after

@@ -91,7 +91,7 @@ def _diff(
     found = [
         *comparison.interface,
         *_function_changes(a, b, renamed),
-        *group(comparison.nodes, comparison.passing),
+        *group(comparison.nodes, comparison.passing, comparison.pieces),
         *comparison.quantized,
         *comparison.parameter_changes(),
         *comparison.weight_changes(),
@@ -260,7 +260,7 @@ def _notes(a: Model, b: Model, comparison: Comparison, renamed: Mapping[OpId, Op
     if a.graph.name != b.graph.name:
         details.append(Detail("name", "graph", a.graph.name, b.graph.name))
     if details:
-        said = ", ".join(f"{detail.name} {detail.before} -> {detail.after}" for detail in details)
+        said = ", ".join(f"{detail.name} {detail.before or 'none'} -> {detail.after or 'none'}" for detail in details)
         yield Change(ChangeKind.PRODUCER_CHANGED, said, details=tuple(details))
     yield from _respelled(comparison)
     for new_id, old_id in renamed.items():

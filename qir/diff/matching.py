@@ -7,7 +7,7 @@ In this order, each step on what the steps before left over:
 3. the connected rests, each with the rests of the other graph that touch the same matched nodes: large ones are cut by
    runs of equal nodes (in canonical order) and by ranks that forget what constants hold, small ones aligned;
 What replaces one another between the same neighbours, as a region or one for one, is found afterwards (``regions``).
-Names of nodes, values and constants play no part here.
+Names of nodes, values and constants play no part here, but where two equal nodes would do as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qir.diff.align import align, common_runs
 from qir.diff.alike import alike_constants, are_alike
 from qir.diff.hashing import canonical_order, down_ranks, ring_ranks, up_ranks
 from qir.diff.neighbours import GraphMatch, problems
-from qir.diff.refining import cost, refine, sort_out_twins
+from qir.diff.refining import cost, prefer_names, refine, sort_out_twins
 from qir.diff.view import CAPTURED, Content, Interner, View
 from qir.ir import Value
 
@@ -87,6 +87,7 @@ class _Matcher:
         m.settle(range(len(a.nodes)))
         refine(m)
         sort_out_twins(m)
+        prefer_names(m)
         m.orient_all()
 
     # Ranks

@@ -16,7 +16,7 @@ from qir.diff.quantization import (
     form_key,
     notes_of,
 )
-from qir.diff.regions import Region
+from qir.diff.regions import Region, components
 from qir.diff.sentences import say, short, types_conflict
 from qir.diff.view import CAPTURED, FLATTENED, Constant, Slot, attribute_key
 from qir.ir import format_type
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PairComparison", "metadata_details"]
 
+_PIECE = 4
+"""Lone nodes that hang together and are one entry: a layer that came or went."""
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Min", "Max", "Where"})
 
 
@@ -46,6 +48,7 @@ class PairComparison:
         first_a = {min(region.a): region for region in self.regions}
         paired = {n for region in self.regions for n, _ in region.pairs}
         result_notes = self._result_notes()
+        pieces = self._pieces(0), self._pieces(1)
         for x in m.order_a:
             y = m.forward[x]
             if y >= 0:
@@ -53,15 +56,24 @@ class PairComparison:
                     self._pair(x, y, result_notes.get(x))
                 self._annotations(x, y)
             elif x not in self.region_a:
-                owner.nodes.append(self._lone(ChangeKind.NODE_REMOVED, 0, x))
+                owner.nodes.append(self._lone(ChangeKind.NODE_REMOVED, 0, x, pieces[0].get(x)))
             if x in first_a:
                 owner.nodes.append(self._region(first_a[x]))
         for y in m.order_b:
             if m.backward[y] < 0 and y not in self.region_b:
-                owner.nodes.append(self._lone(ChangeKind.NODE_ADDED, 1, y))
+                owner.nodes.append(self._lone(ChangeKind.NODE_ADDED, 1, y, pieces[1].get(y)))
         for y in sorted(m.turned):
             if m.backward[y] >= 0:
                 self._respelled("operands in the other order, which is the same", m.backward[y], y)
+
+    def _pieces(self, side: int) -> dict[int, int]:
+        """By lone node that hangs together with several others: the first of them."""
+        partner = (self.m.forward, self.m.backward)[side]
+        taken = (self.region_a, self.region_b)[side]
+        lone = [n for n, mate in enumerate(partner) if mate < 0 and n not in taken]
+        if len(lone) < _PIECE:
+            return {}
+        return {n: part[0] for part in components(self.m, side, lone) if len(part) >= _PIECE for n in part}
 
     def _result_notes(self) -> dict[int, tuple[Note | None, Note | None]]:
         """By node of ``a``: how outputs of the graph that it makes are stored, where the two sides differ."""
@@ -250,7 +262,7 @@ class PairComparison:
             (old,), (new,), quantization=change,
         )  # fmt: skip
 
-    def _lone(self, kind: ChangeKind, side: int, number: int) -> Change:
+    def _lone(self, kind: ChangeKind, side: int, number: int, piece: int | None) -> Change:
         view, describer = ((self.m.a, self.owner.old), (self.m.b, self.owner.new))[side]
         ref, text = describer.ref(view, number), describer.text(view, number)
         after = describer.after(view, number)
@@ -258,7 +270,9 @@ class PairComparison:
         title = f"{ref.op} {ref.name} {verb}{f' after {after}' if after else ''}"
         nodes = {"new": (ref,), "after": text} if side else {"old": (ref,), "before": text}
         change = Change(kind, title, view.where, **nodes)  # type: ignore[arg-type]
-        if passes_on(view, number, describer.type_of):
+        if piece is not None:
+            self.owner.pieces[id(change)] = (id(view), piece)
+        elif passes_on(view, number, describer.type_of):
             self.owner.passing.add(id(change))
         return change
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from qir.diff.neighbours import GraphMatch, explained
 from qir.diff.view import CAPTURED
 
-__all__ = ["cost", "refine", "sort_out_twins"]
+__all__ = ["cost", "prefer_names", "refine", "sort_out_twins"]
 
 _ROUNDS = 4
 _MOST = 400
@@ -68,6 +68,25 @@ def sort_out_twins(m: GraphMatch) -> None:
                 )
                 if crossed > straight and _gain(m, [(one, z), (two, y)]) > -0.01:
                     _apply(m, [(one, z), (two, y)])
+
+
+def prefer_names(m: GraphMatch) -> None:
+    """Where one of two equal nodes is gone and either would do, the one is kept whose name was kept: a last resort, and
+    only where it costs nothing."""
+    for side, (view, other, partner, back) in enumerate(
+        ((m.a, m.b, m.forward, m.backward), (m.b, m.a, m.backward, m.forward))
+    ):
+        lone = [n for n, mate in enumerate(partner) if mate < 0 and view.nodes[n].name]
+        if not lone or len(lone) > _MOST or -1 in back:  # with lone nodes on both sides one may replace another yet
+            continue
+        named = {view.nodes[n].name: n for n in lone}
+        for y, node in enumerate(other.nodes):
+            x, rival = named.get(node.name, -1), back[y]
+            if x < 0 or rival < 0 or view.equal[x] != view.equal[rival] or view.nodes[rival].name == node.name:
+                continue
+            move = [(x, y), (rival, -1)] if side == 0 else [(y, x), (-1, rival)]
+            if _gain(m, move) >= 0:
+                _apply(m, move)
 
 
 def _became(m: GraphMatch, x: int, y: int) -> list[tuple[int, int]]:

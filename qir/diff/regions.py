@@ -10,7 +10,7 @@ from qir.diff.neighbours import Around, GraphMatch, around, problems
 from qir.diff.view import View
 from qir.ir import Node
 
-__all__ = ["Region", "find_regions", "pair_replacements"]
+__all__ = ["Region", "components", "find_regions", "pair_replacements"]
 
 _LEAST = 3
 """Nodes on the larger side of a region that only its boundary tells."""
@@ -68,8 +68,8 @@ def find_regions(match: GraphMatch) -> list[Region]:
     for rest_a, rest_b in problems(match):
         if len(rest_a) * len(rest_b) > _MOST_PAIRS:
             continue
-        parts_a = _components(match, 0, [n for n in rest_a if n not in taken_a])
-        parts_b = _components(match, 1, [n for n in rest_b if n not in taken_b])
+        parts_a = components(match, 0, [n for n in rest_a if n not in taken_a])
+        parts_b = components(match, 1, [n for n in rest_b if n not in taken_b])
         around_b = [around(match, 1, part) for part in parts_b]
         for part in parts_a:
             mine = around(match, 0, part)
@@ -80,7 +80,7 @@ def find_regions(match: GraphMatch) -> list[Region]:
                     break
     left = [n for n, mate in enumerate(match.forward) if mate < 0 and n not in taken_a]
     outputs = {slot.value for slot in match.a.outputs}
-    for part in _components(match, 0, left):
+    for part in components(match, 0, left):
         if _became_constant(match, part, outputs):
             take(Region(part))
     return regions
@@ -161,7 +161,7 @@ def _grow(match: GraphMatch, regions: list[Region]) -> None:
             owners[side].update(dict.fromkeys(nodes, region))
     for side, (view, partner) in enumerate(((match.a, match.forward), (match.b, match.backward))):
         left = [n for n, mate in enumerate(partner) if mate < 0 and n not in owners[side]]
-        for part in _components(match, side, left):
+        for part in components(match, side, left):
             for node in part:
                 near = [view.values[slot.value].producer for slot in view.slots[node]]
                 near += [reader for made in view.results[node] for reader, _ in view.consumers[made]]
@@ -179,7 +179,8 @@ def _foreign_sources(node: Node) -> list[str]:
     return [] if provenance == node.name or provenance == () else node.sources
 
 
-def _components(match: GraphMatch, side: int, nodes: list[int]) -> list[list[int]]:
+def components(match: GraphMatch, side: int, nodes: list[int]) -> list[list[int]]:
+    """The nodes of one graph in parts that hang together."""
     view = (match.a, match.b)[side]
     inside = set(nodes)
     parts = []

@@ -48,11 +48,11 @@ def to_html(diff: GraphDiff, *, max_changes: int | None = None) -> str:
     )
     most = min(_MOST_ENTRIES if max_changes is None else max_changes, _MOST_ENTRIES)
     shown = 0
-    listed: list[tuple[str, int, list[Entry]]] = []
+    listed: list[tuple[str, str, int, list[Entry]]] = []
     for section in sections(diff):
         entries = [_entry(diff, change) for change in section.changes[: most - shown]]
         shown += len(entries)
-        listed.append((section.title, len(section.changes), entries))
+        listed.append((section.title, section.note, len(section.changes), entries))
     facts = _Facts(diff)
     drawn = [(picture.title, draw(picture.nodes, picture.edges, picture.title, facts.keys(picture.nodes)))
              for picture in pictures(diff, _MOST_PICTURES)]  # fmt: skip

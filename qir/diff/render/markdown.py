@@ -54,7 +54,8 @@ def to_markdown(
         left -= len(lines)
         if lines:
             title = f"{section.title} ({len(section.changes)})"
-            body.append(_details(title, "\n".join(lines), open_=len(lines) <= _OPEN))
+            note = f"{_escape(section.note)}\n\n" if section.note else ""
+            body.append(_details(title, note + "\n".join(lines), open_=len(lines) <= _OPEN))
     if diff.notes:
         lines, budget = _entries(Section("Notes", diff.notes), len(diff.notes), budget)
         if lines:
@@ -78,7 +79,7 @@ def _facts(diff: GraphDiff) -> Iterator[str]:
 def _entries(section: Section, most: int, budget: int) -> tuple[list[str], int]:
     """The entries that fit, each a list item, and what is left of the budget."""
     lines = []
-    budget -= len(section.title) + 60
+    budget -= len(section.title) + 2 * len(section.note) + 60
     for change in section.changes[: max(most, 0)]:
         item = _item(change)
         if len(item) + 1 > budget:

@@ -27,6 +27,8 @@ _COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 _INDENT = "      "
 _MANY_WEIGHTS = 12
 """Changed weights, beyond which each has one line."""
+_LEAST_ALIKE = 20
+"""Of many changed weights those that are shown unless a number of changes is asked for."""
 _PLACES = 3
 """Of an entry that stands for several, how many are named."""
 
@@ -59,10 +61,13 @@ def _page(console: Console, diff: GraphDiff, max_changes: int | None) -> None:
     left = len(diff.changes) if max_changes is None else max_changes
     hidden = max(len(diff.changes) - left, 0)
     for section in sections(diff):
-        shown = section.changes[:left]
+        few = brief and max_changes is None and section.note
+        shown = section.changes[: _LEAST_ALIKE if few else left]
         if shown:
-            _section(console, Section(section.title, shown), brief)
+            _section(console, Section(section.title, shown, section.note), brief)
         left -= len(shown)
+        if few and len(section.changes) > len(shown):
+            console.print(f"  and {count_of(len(section.changes) - len(shown), 'more weight')}, none less alike")
     if hidden:
         console.print(f"\n{count_of(hidden, 'more change')} not shown.")
     if diff.notes:
@@ -86,6 +91,8 @@ def _facts(console: Console, diff: GraphDiff) -> None:
 
 def _section(console: Console, section: Section, brief: bool = False) -> None:
     console.print(f"\n{section.title}", style="bold", soft_wrap=True)
+    if section.note:
+        console.print(f"  {section.note}")
     for change in section.changes:
         _entry(console, change, brief)
 
