@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from qir.errors import OptionError, QirError, suggest
@@ -49,8 +50,8 @@ BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 70, 2, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code.
 
-    0: done. 1: a check failed. 2: bad input or usage, one line on stderr. 70: a bug of qir, with its traceback. 130:
-    interrupted. 141: whoever read the output has gone.
+    0: done. 1: a check failed. 2: bad input or usage, one line on stderr. 70: a bug of qir or of a plug-in, with its
+    traceback. 130: interrupted. 141: whoever read the output has gone.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -70,13 +71,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more when it leaves; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception:
-        import traceback
+    except Exception as error:
+        return _crashed(error)
 
-        from qir import __version__
 
-        traceback.print_exc()
+def _crashed(error: Exception) -> int:
+    """Show a bug's traceback: of a plug-in's what lies in its own files, and one line as for any other error."""
+    import traceback
+
+    from qir import __version__
+
+    foreign = _foreign_part(error.__traceback__)
+    traceback.print_exception(type(error), error, foreign or error.__traceback__)
+    if foreign is None:
         return _fail(f"this is a bug in qir {__version__}, please report it with the lines above", BUG)
+    said = str(error.args[0]) if len(error.args) == 1 else str(error)  # a KeyError puts quotes around its message
+    where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    file = foreign.tb_frame.f_code.co_filename
+    return _fail(f"{type(error).__name__}: {said}{where} ({file}, line {foreign.tb_lineno})", BUG)
+
+
+def _foreign_part(trace: TracebackType | None) -> TracebackType | None:
+    """From where a traceback is in code that is not ours, a pass or a rule of a plug-in; None where it never comes
+    there, or through a built-in pass first."""
+    running = False
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        running = running or module == "qir.pipeline.pipeline"
+        if running and not module.startswith(("qir.pipeline.", "qir.rewriting.", "qir.interop.")):
+            return None if module.startswith("qir.") else trace
+        trace = trace.tb_next
+    return None
 
 
 @contextmanager

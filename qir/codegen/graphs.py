@@ -54,7 +54,8 @@ class GraphWriter:
         verbatim, extra = take(extra, 0x62) if extra else ([], b"")
         message.add(extra)
         message.add(b"".join(nodes))
-        message.add(text_field(2, graph.name))
+        # A body must have a name (onnxruntime refuses it otherwise), and IR text and passes may leave it out.
+        message.add(text_field(2, graph.name or ("body" if graph.outer is not None else "")))
         for value in graph.initializers:
             const = value.const
             if const is not None and not isinstance(const, SparseTensor):

@@ -181,7 +181,12 @@ class Node(Linked):
         return self._uses[index] if 0 <= index < len(self._uses) else None
 
     def set_input(self, index: int, value: Value | None) -> None:
-        """Read another value (None: leave the optional operand out). Beyond the end, the list grows."""
+        """Read another value (None: leave the optional operand out). Beyond the end, the list grows.
+
+        Raises ValueError for a node that was erased.
+        """
+        if self._graph is None:
+            raise ValueError(f"{self.label!r} was erased: it reads nothing any more")
         use = self.use(index)
         if use is not None and value is not None:
             use.value = value
@@ -204,7 +209,12 @@ class Node(Linked):
         self.set_inputs([*self.inputs[:count], *([None] * (count - len(self._uses)))])
 
     def set_inputs(self, values: Sequence[Value | None]) -> None:
-        """Replace the whole operand list; an operand that stays in its place keeps its ``Use``."""
+        """Replace the whole operand list; an operand that stays in its place keeps its ``Use``.
+
+        Raises ValueError for a node that was erased.
+        """
+        if self._graph is None:
+            raise ValueError(f"{self.label!r} was erased: it reads nothing any more")
         journal = self._state.journal
         if journal is not None:
             journal.record(self, "inputs", setattr, self, "_uses", self._uses)
@@ -295,7 +305,9 @@ class Node(Linked):
         """Remove from its graph. Raises ValueError while a result has uses, bodies of its own not counted."""
         for output in self._outputs:
             if output._uses._count:
-                raise ValueError(f"{self.label!r} cannot be erased: its output {output.name!r} is used")
+                reader = next(iter(output._uses))._owner
+                who = "the graph's output" if reader.is_graph else f"{reader.op} {reader.label!r}"
+                raise ValueError(f"{self.label!r} cannot be erased: its output {output.name!r} is used by {who}")
         graph = self._graph
         if graph is None:
             raise ValueError(f"{self.label!r} was erased before")
@@ -316,7 +328,10 @@ class Node(Linked):
 
 def _link_use(owner: Node | Graph, index: int, value: Value) -> Use:
     use = Use(owner, index, value)
-    value._uses.link(use)
+    try:
+        value._uses.link(use)
+    except AttributeError:
+        raise TypeError(f"an operand is a Value, not {value!r}: for a number, add a constant and read that") from None
     journal = value._state.journal  # the value's: a detached body that captures it is of no model yet
     if journal is not None:
         journal.record(use, "inputs", value._uses.unlink, use)

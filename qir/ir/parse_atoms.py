@@ -64,7 +64,7 @@ def parse_dtype(at: Cursor) -> DType:
 def _other_name(text: str) -> str | None:
     """Ours for the name that ONNX, numpy or MLIR has for an element type: s64 for INT64, int64 and i64."""
     for dtype in DType:
-        if text.upper() == dtype.name or text == f"float{dtype.bits}" and dtype.text == f"f{dtype.bits}":
+        if text.upper() == dtype.name or (text == f"float{dtype.bits}" and dtype.text == f"f{dtype.bits}"):
             return dtype.text
         if text == f"i{dtype.bits}" and dtype.text == f"s{dtype.bits}":
             return dtype.text

@@ -132,6 +132,9 @@ class _Checker:
         if const is None:
             self.report(f"initializer {name!r} has no content", graph)
             return
+        if not isinstance(const, Tensor | SparseTensor):
+            self.report(f"initializer {name!r} holds a {type(const).__name__}: write Tensor.of(array)", graph)
+            return
         if type_ is None:
             return
         fits = isinstance(type_, TensorType if isinstance(const, Tensor) else TensorType | SparseTensorType)
@@ -194,6 +197,11 @@ class _Checker:
         if producer is not None and producer._graph is None:
             return f"was made by {producer.label!r}, a node that was erased"
         if producer is not None and producer._linked:
+            within: Graph | None = owner.graph if isinstance(owner, Node) else owner
+            while within is not None and within is not producer._graph:
+                within = within.outer
+            if within is None:
+                return "is defined inside of a body or function, out of sight from here"
             return "is defined only later (sort the graph?)"
         return "no graph of this model lists"
 

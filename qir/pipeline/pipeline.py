@@ -212,6 +212,8 @@ def _run_pass(
                 run.result = pass_.run(model, context)
             if not isinstance(run.result, PassResult):
                 raise OptionError(f"run returned {run.result!r} where a PassResult is due")
+            if odd := [remark for remark in run.result.remarks if not isinstance(remark, Remark)]:
+                raise OptionError(f"{odd[0]!r} is no remark: self.applied, self.missed and self.note make one")
             edits = run.journal.counts()
             changed = run.changed
             with timer.scope("shape inference") if _needs_types(run) else nullcontext():

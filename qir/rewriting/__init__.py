@@ -1,6 +1,6 @@
 """Rewriting: the pattern language, rules, the worklist driver, and the small edits they are built of."""
 
-from qir.rewriting.driver import EndlessRewriteError, RewriteReport, apply_rules
+from qir.rewriting.driver import EndlessRewriteError, RewriteError, RewriteReport, apply_rules
 from qir.rewriting.numbering import Application, Numbering
 from qir.rewriting.patterns import Any, Const, Maybe, OneOf, Op, Pattern, Rest
 from qir.rewriting.rule import Match, Refused, Replacement, Rule
@@ -19,6 +19,7 @@ __all__ = [
     "Refused",
     "Replacement",
     "Rest",
+    "RewriteError",
     "RewriteReport",
     "Rule",
     "apply_rules",

@@ -11,10 +11,10 @@ from qir.ir import Graph, Model, Node, Value
 from qir.rewriting.edits import is_annotated, merge_origin
 from qir.rewriting.numbering import Application, Numbering
 from qir.rewriting.patterns import Op
-from qir.rewriting.rule import Match, Refused, Replacement, Rule, makers_of
+from qir.rewriting.rule import Match, Refused, Replacement, RewriteError, Rule, makers_of
 from qir.rewriting.search import Search
 
-__all__ = ["EndlessRewriteError", "RewriteReport", "apply_rules"]
+__all__ = ["EndlessRewriteError", "RewriteError", "RewriteReport", "apply_rules"]
 
 _REMEMBERED = 6
 
@@ -119,18 +119,28 @@ class _Driver:
         makers = makers_of(node)
         for rule, patterns in self.rules[node.op]:
             fitting = [pattern for pattern in patterns if pattern.fed_by(makers, node)]
-            found = rule.search(node, self.model, fitting, Search(graph)) if fitting else None
-            if self.refused:
-                self.refused.pop((rule.name, node), None)
-            if isinstance(found, Match):
-                found = _guard(rule, found)
-            if found is None:
-                continue
-            if isinstance(found, Refused):
-                self.refused[rule.name, node] = (rule, node, found.reason)
-            elif not self.numbering.exhausted:
-                self.apply(rule, found)
-                return
+            try:
+                if self.apply_at(node, graph, rule, fitting):
+                    return
+            except QirError:
+                raise
+            except Exception as error:
+                error.add_note(f"in rule {rule.name!r} at {node.op} {node.label!r}")
+                raise
+
+    def apply_at(self, node: Node, graph: Graph, rule: Rule, fitting: Sequence[Op]) -> bool:
+        """Whether the rule rewrote something at ``node``; ``fitting`` are those of its patterns that may fit."""
+        found = rule.search(node, self.model, fitting, Search(graph)) if fitting else None
+        if self.refused:
+            self.refused.pop((rule.name, node), None)
+        if isinstance(found, Match):
+            found = _guard(rule, found)
+        if isinstance(found, Refused):
+            self.refused[rule.name, node] = (rule, node, found.reason)
+        elif found is not None and not self.numbering.exhausted:
+            self.apply(rule, found)
+            return True
+        return False
 
     def apply(self, rule: Rule, match: Match) -> None:
         root = match.root
@@ -139,9 +149,7 @@ class _Driver:
         history = (*self.history.get(root, ()), rule.name)[-_REMEMBERED:]
         if self.max_rounds is not None and rounds >= self.max_rounds:
             raise EndlessRewriteError(
-                f"rewriting at {root.label!r} does not end: after {rounds} rounds the rules "
-                f"{' and '.join(repr(name) for name in sorted(set(history)))} still change it; let one of them leave "
-                "alone what the other makes"
+                f"rewriting at {root.label!r} does not end: after {rounds} rounds {_still(sorted(set(history)))}"
             )
         graph, name, doc, extra = match.graph, root.name, root.doc, root.extra
         operands = [value for node in match.nodes for value in node.inputs if value is not None]
@@ -151,7 +159,7 @@ class _Driver:
         if erased and len(erased) == len(match.nodes) == len(match.created) == 1:
             match.created[0].doc, match.created[0].extra = doc, extra
         if root.graph is None and pairs:
-            _take_names(pairs, name, match)
+            _take_names(pairs, name, match, graph)
         grew = len(match.created) >= len(erased)
         for node in changed:
             self.rounds[node] = rounds + grew
@@ -271,27 +279,42 @@ def _guard(rule: Rule, match: Match) -> Match | Refused | None:
     return match
 
 
+def _still(names: Sequence[str]) -> str:
+    """What rules that go on and on have to stop."""
+    if len(names) == 1:
+        return f"the rule {names[0]!r} still changes it; let it leave alone what it has made"
+    rules = " and ".join(map(repr, names))
+    return f"the rules {rules} still change it; let one of them leave alone what the other makes"
+
+
 def _pairs(rule: Rule, root: Node, replacement: Replacement) -> dict[Value, Value]:
     match replacement:
         case None:
             return {}
-        case Value():
-            if len(root.outputs) != 1:
-                raise TypeError(f"rule {rule.name!r} gave one value for the {len(root.outputs)} results of {root.op}")
-            return {root.output: replacement}
         case Mapping():
             return dict(replacement)
+        case Value():
+            values: Sequence[Value] = (replacement,)
+        case Node():
+            values = replacement.outputs
         case _:
-            return dict(zip(root.outputs, replacement, strict=True))
+            values = replacement
+    if not isinstance(values, Sequence) or not all(isinstance(value, Value) for value in values):
+        wrong = f"{replacement!r} where a value, a node or a list of values is due"
+    elif len(values) != len(root.outputs):
+        wrong = f"{len(values)} values for {len(root.outputs)} results"
+    else:
+        return dict(zip(root.outputs, values, strict=True))
+    raise RewriteError(f"rule {rule.name!r} at {root.op} {root.label!r}: its rewrite answered {wrong}")
 
 
-def _take_names(pairs: Mapping[Value, Value], name: str, match: Match) -> None:
+def _take_names(pairs: Mapping[Value, Value], name: str, match: Match, graph: Graph) -> None:
     """What replaces a node and its results goes by their names, so that users find it."""
     for old, new in pairs.items():
         maker = new.producer
         if maker is None or (maker not in match.created and maker not in match.nodes):
             continue
-        if not new.is_output and old.name:
+        if old.name and (not new.is_output or graph.outer is not None):  # the main graph's output has its name
             kept, old.name = old.name, ""
             new.name = kept
         if maker in match.created and maker.name != name and name:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any as Object
 
 import numpy as np
 
+from qir.errors import QirError
 from qir.ir import Graph, Model, Node, Type, Value
 from qir.rewriting.edits import add_constant, is_annotated, opset_of
 from qir.rewriting.patterns import OneOf, Op
 from qir.rewriting.search import Search
 
-__all__ = ["Check", "Match", "Refused", "Replacement", "Rewrite", "Rule", "makers_of"]
+__all__ = ["Check", "Match", "Refused", "Replacement", "Rewrite", "RewriteError", "Rule", "makers_of"]
+
+
+class RewriteError(QirError):
+    """A rule's check or rewrite answered what makes no sense."""
 
 
 class Match:
@@ -52,7 +57,11 @@ class Match:
 
     def __getitem__(self, name: str) -> Value:
         """The operand of that name; for the name of a node, its first result. Raises KeyError."""
-        return self._named[name].output if name in self._named and name not in self._values else self._values[name]
+        if name in self._values:
+            return self._values[name]
+        if name in self._named:
+            return self._named[name].output
+        raise KeyError(self._missing(name, (*self._values, *self._named)))
 
     def get(self, name: str) -> Value | None:
         """The same, None where an optional part is missing."""
@@ -63,11 +72,23 @@ class Match:
 
     def node(self, name: str) -> Node:
         """Raises KeyError."""
+        if name not in self._named:
+            raise KeyError(self._missing(name, self._named))
         return self._named[name]
 
     def rest(self, name: str) -> tuple[Value, ...]:
         """What a ``Rest`` of that name matched. Raises KeyError."""
+        if name not in self._rests:
+            raise KeyError(self._missing(name, self._rests))
         return self._rests[name]
+
+    def _missing(self, name: str, known: Iterable[str]) -> str:
+        if name in self._rests:
+            return f"{name!r} is a Rest: ask match.rest({name!r})"
+        if name in self._values:
+            return f"{name!r} is an operand: ask match[{name!r}]"
+        has = ", ".join(map(repr, known)) or "none"
+        return f"nothing is called {name!r} in this match (there is {has}); match.get answers None for an absent Maybe"
 
     def add(
         self,
@@ -101,9 +122,9 @@ class Match:
         return add_constant(self.root, array, hint)
 
 
-Replacement = Value | Sequence[Value] | Mapping[Value, Value] | None
-"""What a rewrite answers: the value in place of the root's only result, those of all its results, a mapping from any
-matched values to new ones, or None where it edited the matched nodes in place."""
+Replacement = Value | Node | Sequence[Value] | Mapping[Value, Value] | None
+"""What a rewrite answers: the value in place of the root's only result, those of all its results, or the node that
+makes them; a mapping from any matched values to new ones; or None where it edited the matched nodes in place."""
 Rewrite = Callable[[Match], Replacement]
 Check = Callable[[Match], str | None]
 
@@ -179,6 +200,11 @@ class Rule:
             for _ in root.match_node(node, search):
                 match = Match(node, search, model)
                 reason = _leak(search) or (self.check(match) if self.check is not None else None)
+                if isinstance(reason, bool):
+                    raise RewriteError(
+                        f"rule {self.name!r} at {node.op} {node.label!r}: its check answered {reason}, where None (go "
+                        "ahead) or a reason against it is due"
+                    )
                 if reason is None:
                     return match
                 refused = refused or Refused(match, reason)

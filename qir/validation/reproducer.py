@@ -24,7 +24,7 @@ from qir.ir import Model, Tensor
 from qir.ir.parser import parse_text
 from qir.ir.printer import print_model, stored_tensors
 from qir.pipeline import Feed, Instrument, PassRun, Pipeline
-from qir.rewriting import EndlessRewriteError
+from qir.rewriting import EndlessRewriteError, RewriteError
 from qir.validation.numerics import Numerics, NumericsError, Tolerance
 
 __all__ = ["FailedRun", "FailureWatch", "Reproducer", "read_reproducer", "worth_reproducing", "write_reproducer"]
@@ -38,7 +38,7 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime")
 def worth_reproducing(error: BaseException) -> bool:
     """Whether an error speaks of a pass that is wrong: a crash or a failed check, not wrong input or options."""
     if isinstance(error, QirError):
-        return isinstance(error, NumericsError | VerifyError | EndlessRewriteError)
+        return isinstance(error, NumericsError | VerifyError | EndlessRewriteError | RewriteError)
     return isinstance(error, Exception)
 
 

@@ -132,6 +132,9 @@ def test_a_bug_in_a_plugin_names_the_pass(folder: Path, capsys: pytest.CaptureFi
     assert main(["opt", "m.onnx", "--plugin", "p.py", "--passes", "drop-identity{fail}", "-o", "out.onnx"]) == 70
     error = capsys.readouterr().err
     assert "ValueError: a bug of the plug-in\nin pass 'drop-identity', number 1 of the pipeline" in error
+    assert "in run\n" in error and "qir/pipeline" not in error and "bug in qir" not in error  # only its own frames
+    told = "error: ValueError: a bug of the plug-in, in pass 'drop-identity', number 1 of the pipeline"
+    assert error.splitlines()[-1] == f"{told} ({folder / 'p.py'}, line 35)"
     assert not (folder / "out.onnx").exists()
 
 

@@ -180,7 +180,7 @@ def test_set_op() -> None:
 def test_erase() -> None:
     model = parse_model(CHAIN)
     b = node(model, "b")
-    with pytest.raises(ValueError, match="'b' cannot be erased: its output 'b' is used"):
+    with pytest.raises(ValueError, match="'b' cannot be erased: its output 'b' is used by Add 'y'"):
         b.erase()
     node(model, "y").set_input(0, node(model, "a").output)
     b.erase()
@@ -188,6 +188,11 @@ def test_erase() -> None:
     with pytest.raises(ValueError, match="was erased before"):
         b.erase()
     verify(model)
+    for edit in (lambda: b.set_input(0, None), lambda: b.set_inputs([])):
+        with pytest.raises(ValueError, match="'b' was erased: it reads nothing"):
+            edit()
+    with pytest.raises(TypeError, match=r"an operand is a Value, not 1\.5: for a number, add a constant"):
+        node(model, "y").set_input(5, 1.5)  # type: ignore[arg-type]
 
 
 def test_erasing_a_node_frees_what_its_bodies_capture() -> None:

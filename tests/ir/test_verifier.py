@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +68,10 @@ def reads_into_a_body(model: Model) -> None:
     node(model, "y").set_input(0, node(model, "t").output)
 
 
+def reads_ahead_into_a_body(model: Model) -> None:
+    node(model, "a").set_input(0, node(model, "t").output)
+
+
 def reads_an_erased_node(model: Model) -> None:
     gone = model.graph.add_node("Neg", [model.graph.inputs[1]], name="gone")
     gone.erase()
@@ -123,6 +128,10 @@ def wrong_dtype(model: Model) -> None:
     weight(model).const = Tensor.of([1, 2, 3, 4], DType.INT64)
 
 
+def an_array(model: Model) -> None:
+    weight(model).const = np.zeros(4)  # type: ignore[assignment]
+
+
 def wrong_shape(model: Model) -> None:
     weight(model).type = TensorType(DType.FLOAT, (2, 2))
 
@@ -173,6 +182,7 @@ BREAKS: list[tuple[Callable[[Model], None], str]] = [
     (out_of_order, "reads 'a', which is defined only later"),
     (read_by_itself, "reads 'a', which is its own result"),
     (reads_into_a_body, "reads 't', which is defined inside of a body or function, out of sight"),
+    (reads_ahead_into_a_body, "reads 't', which is defined inside of a body or function, out of sight"),
     (reads_an_erased_node, "which was made by 'gone', a node that was erased"),
     (reads_another_model, "reads 'foreign', which no graph of this model lists"),
     (name_taken, "the name 'a' is taken by another value"),
@@ -186,6 +196,7 @@ BREAKS: list[tuple[Callable[[Model], None], str]] = [
     (constant_result, "result 'a' has a constant content"),
     (empty_initializer, "initializer 'w' has no content"),
     (wrong_dtype, "initializer 'w' is of type f32[4], its content is s64[4]"),
+    (an_array, "initializer 'w' holds a ndarray: write Tensor.of(array)"),
     (wrong_shape, "initializer 'w' is of type f32[2,2], its content is f32[4]"),
     (doubled_output, "a value is an output of the graph twice"),
     (doubled_input, "an input is listed twice"),

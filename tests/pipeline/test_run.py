@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 
 from qir.errors import ModelError, OptionError, QirError, VerifyError
-from qir.ir import Interval, Model
+from qir.ir import DType, Interval, Model, TensorType, Value
+from qir.ir.parser import parse_model
 from qir.pipeline import Effect, Instrument, Pass, PassContext, PassResult, PassRun, Pipeline, RemarkFilter, Verdict
 from qir.pipeline.remarks import format_remarks
 from qir.pipeline.timing import format_timing
@@ -100,6 +103,44 @@ def test_verification_stops_at_the_pass_that_broke_the_model() -> None:
     assert ops(model)[0] == "NoSuchOp"
     with pytest.raises(VerifyError, match=r"^the model is not valid as given; export it again, or run without"):
         Pipeline([DropIdentity()]).run(model)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (lambda y: setattr(y, "name", "z"), "the graph's output 'y' is gone"),
+        (lambda y: setattr(y, "type", TensorType(DType.FLOAT, (2, 2))), "output 'y' was f32[4] and is f32[2,2]"),
+        (lambda y: setattr(y, "type", TensorType(DType.FLOAT, ("N",))), None),
+    ],
+)
+def test_an_exact_pass_keeps_the_outputs(edit: Callable[[Value], None], complaint: str | None) -> None:
+    class Edit(Pass):
+        name = "edit"
+        effect = Effect.EXACT
+
+        def run(self, model: Model, ctx: PassContext) -> PassResult:
+            (y,) = model.graph.outputs
+            edit(y)
+            return PassResult(changed=True)
+
+    model = parse_model("model ir=8 opset=[17 , my 1]\ngraph (%x: f32[4]) -> (%y) {\n%y: f32[4] = my.F(%x)\n}")
+    if complaint is None:
+        Pipeline([Edit()]).run(model)
+    else:
+        with pytest.raises(VerifyError, match=re.escape(complaint)):
+            Pipeline([Edit()]).run(model)
+
+
+def test_a_remark_that_is_none_is_told() -> None:
+    class Chatty(Pass):
+        name = "chatty"
+        effect = Effect.EXACT
+
+        def run(self, model: Model, ctx: PassContext) -> PassResult:
+            return PassResult(remarks=["done"])  # type: ignore[list-item]
+
+    with pytest.raises(OptionError, match=r"^pass 'chatty': 'done' is no remark: self.applied"):
+        Pipeline([Chatty]).run(chain())
 
 
 def test_verification_looks_at_structure_too() -> None:

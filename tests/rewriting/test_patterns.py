@@ -20,6 +20,7 @@ from qir.rewriting import (
     Pattern,
     Refused,
     Rest,
+    RewriteError,
     Rule,
     apply_rules,
 )
@@ -204,6 +205,67 @@ def test_a_rule_that_grows_without_end_is_stopped() -> None:
 
     with pytest.raises(EndlessRewriteError, match="'grow'"):
         apply_rules([Rule("grow", Op("Log", X), grow)], graph("%a = Log(%x)\n%y = Abs(%a)"), max_rounds=20)
+
+
+def test_a_rule_that_answers_what_it_found_is_named() -> None:
+    with pytest.raises(EndlessRewriteError, match="the rule 'idle' still changes it"):
+        apply_rules([Rule("idle", Op("Log", X), lambda m: None)], graph("%y = Log(%x)"))
+
+
+def test_a_rewrite_may_answer_the_node_that_makes_the_results() -> None:
+    model = graph("%y = Log(%x)")
+    apply_rules([Rule("exp", Op("Log", X), lambda m: m.add("Exp", [m["x"]]))], model)
+    assert [node.op for node in model.graph.nodes] == ["Exp"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ("x", "its rewrite answered 'x' where a value, a node or a list of values is due"),
+        (("x",), "its rewrite answered .'x',. where a value"),
+        ((), "its rewrite answered 0 values for 1 results"),
+    ],
+)
+def test_a_rewrite_that_answers_nonsense_is_named(answer: object, complaint: str) -> None:
+    rule = Rule("odd", Op("Log", X), lambda m: answer)  # type: ignore[arg-type, return-value]
+    with pytest.raises(RewriteError, match=f"^rule 'odd' at Log 'y': {complaint}"):
+        apply_rules([rule], graph("%y = Log(%x)"))
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_check_that_answers_yes_or_no_is_told_to_give_a_reason(answer: bool) -> None:
+    rule = Rule("odd", Op("Log", X), same, check=lambda m: answer)  # type: ignore[arg-type, return-value]
+    with pytest.raises(RewriteError, match=f"'odd' at Log 'y': its check answered {answer}, where None"):
+        apply_rules([rule], graph("%y = Log(%x)"))
+
+
+def test_a_name_that_a_match_lacks_is_told_with_what_there_is() -> None:
+    match = found(Op("Sum", X, Rest("more"), name="sum"), "%y = Sum(%x, %x)")
+    assert match is not None
+    for ask, name, told in (
+        (match.__getitem__, "more", "ask match.rest('more')"),
+        (match.rest, "x", "ask match['x']"),
+        (match.__getitem__, "z", "nothing is called 'z' in this match (there is 'x', 'sum')"),
+        (match.node, "z", "(there is 'sum')"),
+    ):
+        with pytest.raises(KeyError) as error:
+            ask(name)  # type: ignore[operator]
+        assert told in error.value.args[0]
+
+
+def test_a_mistake_in_a_rule_is_noted_with_rule_and_node() -> None:
+    with pytest.raises(ZeroDivisionError) as error:
+        apply_rules([Rule("odd", Op("Log", X), lambda m: 1 / 0)], graph("%y = Log(%x)"))  # type: ignore[arg-type, return-value]
+    assert error.value.__notes__ == ["in rule 'odd' at Log 'y'"]
+
+
+def test_the_output_of_a_body_keeps_its_name() -> None:
+    body = (
+        "%y = If(%c) {then_branch=graph () -> (%t) {\n%t = Log(%x)\n}, else_branch=graph () -> (%e) {\n%e = Abs(%x)\n}}"
+    )
+    model = graph(body, "%x: f32[2], %c: bool[]")
+    apply_rules([Rule("exp", Op("Log", X), lambda m: m.add("Exp", [m["x"]]))], model)
+    assert "%t = Exp(%x)" in print_model(model)
 
 
 def test_a_long_chain_of_honest_rewrites_is_not_taken_for_endless() -> None:

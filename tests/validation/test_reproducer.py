@@ -12,7 +12,7 @@ from qir.errors import DataError, ModelError, OptionError, OutputError, VerifyEr
 from qir.ir import Model, Tensor
 from qir.ir.printer import print_model
 from qir.pipeline import PassContext, PassRun
-from qir.rewriting import EndlessRewriteError
+from qir.rewriting import EndlessRewriteError, RewriteError
 from qir.validation import reproducer
 from qir.validation.numerics import Numerics, NumericsError, Tolerance
 from qir.validation.reproducer import FailedRun, read_reproducer, worth_reproducing, write_reproducer
@@ -92,7 +92,7 @@ def test_a_damaged_folder_is_one_clear_line(tmp_path: Path, text: str) -> None:
 
 
 def test_crashes_and_failed_checks_are_worth_it_and_wrong_input_is_not() -> None:
-    for error in (ValueError(), NumericsError(), VerifyError(), EndlessRewriteError()):
+    for error in (ValueError(), NumericsError(), VerifyError(), EndlessRewriteError(), RewriteError()):
         assert worth_reproducing(error)
     for other in (OptionError(), ModelError(), KeyboardInterrupt()):
         assert not worth_reproducing(other)
