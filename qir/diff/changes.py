@@ -258,7 +258,8 @@ class Change:
     ``title`` is the sentence to print. ``before`` and ``after`` are short texts of either state (None: not there), with
     ``details`` aspect by aspect. ``old`` and ``new`` are the nodes concerned on either side: for a change of a node, it
     and its counterpart; for a weight, its readers; empty for changes of the model itself. ``where`` is the scope as in
-    ``NodeRef.where``. ``weight`` is there for ``weight-changed`` and where other codes come with other scales,
+    ``NodeRef.where``. ``weight`` is there for ``weight-changed`` and where other codes come with other scales (its
+    statistics are those of the codes; of an int32 bias, of the numbers that they stand for),
     ``quantization`` for ``quantization-changed`` and for a node or region that changed in other ways as well.
     """
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
 
 from qir.diff.changes import Change, ChangeKind, Detail, NodeRef, QuantizationChange, WeightChange
 from qir.diff.describe import Describer, content_text
@@ -13,8 +17,10 @@ from qir.diff.pairs import PairComparison
 from qir.diff.quantization import (
     RESULT,
     Notes,
+    bias_numbers,
     folded_nodes,
     form_key,
+    is_restated,
     parameter_key,
     quantization,
     quantization_change,
@@ -60,9 +66,22 @@ class Comparison:
         return bool(weight.makers) and all(maker in self._quantized_ids for maker in weight.makers)
 
     def parameter_changes(self) -> list[Change]:
-        """Quantization parameters, the largest relative change first."""
-        made = [self._parameter_change(found) for found in self._parameters.values()]
+        """Quantization parameters, the largest relative change first. A bias that is stored anew because of its
+        operator's other scales is part of their entry."""
+        told = Counter((id(found.match), found.x, found.y) for found in self._parameters.values())
+        made = [
+            self._parameter_change(found)
+            for found in self._parameters.values()
+            if told[id(found.match), found.x, found.y] == 1 or not self._is_restated(found)
+        ]
         return sorted(made, key=lambda c: -((c.quantization and c.quantization.scale_change) or 0.0))
+
+    def _is_restated(self, found: _Parameters) -> bool:
+        contents = [
+            next((view.values[slot.value] for slot in view.slots[node] if slot.index == found.index), None)
+            for view, node in ((found.match.a, found.x), (found.match.b, found.y))
+        ]
+        return bool(contents[0] and contents[1] and is_restated(contents[0], contents[1], found.old, found.new))
 
     # Graphs
 
@@ -225,9 +244,14 @@ class Comparison:
         ]
         notes_a: Notes = {found.index: (contents[0].value if contents[0] else None, found.old)}
         notes_b: Notes = {found.index: (contents[1].value if contents[1] else None, found.new)}
-        weight = None
+        weight: WeightChange | None = None
+        numbers: list[np.ndarray | None] = [None, None]
         if contents[0] and contents[1] and contents[0].constant and contents[0].key != contents[1].key:
             weight = self._weight_record(contents[0], contents[1])
+            numbers = [bias_numbers(c, note) for c, note in zip(contents, (found.old, found.new), strict=True) if c]
+            if numbers[0] is not None and numbers[1] is not None:
+                before, after = (Tensor.of(array.astype(np.float32)) for array in numbers if array is not None)
+                weight = replace(weight, before=before, after=after)
         change = self._quantization(match, x, y, notes_a, notes_b)
         old, new = change.before.operands[0], change.after.operands[0]
         refs_a = tuple(ref for ref, _ in found.readers)
@@ -243,7 +267,7 @@ class Comparison:
         relative = f" ({change.scale_change:+.1%} at most)" if change.scale_change else ""
         said = ", ".join(f"{d.name} {d.before} -> {d.after}" for d in details) or "quantization parameters"
         if weight is not None:
-            said += ", other codes"
+            said += ", other numbers" if numbers[0] is not None else ", other codes"
         if not details:
             details = [Detail("content", "parameters", change.before.text, change.after.text)]
         return Change(

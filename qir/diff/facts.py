@@ -48,6 +48,8 @@ def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
     batch: dict[str, int] = {}
     if unknown and len(nodes) <= MOST_INFERRED and (batch := open_batch(model)):
         macs, unknown = _macs(with_symbols(model, batch).walk())
+        if unknown and (ordered := _in_order(model)) is not None:
+            macs, unknown = _macs(with_symbols(ordered, batch).walk())
     graph = model.graph
     return ModelFacts(
         nodes=names.total(),
@@ -62,6 +64,16 @@ def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
         inputs={value.name: format_type(value.type) for value in graph.inputs if value.const is None},
         outputs={value.name: format_type(value.type) for value in graph.outputs},
     )
+
+
+def _in_order(model: Model) -> Model | None:
+    """A copy in which types can be inferred front to back; None where nothing stands out of order, or in a circle."""
+    copy = model.clone()
+    try:
+        moved = [graph.sort() for graph in copy.graphs()]
+    except ValueError:
+        return None
+    return copy if any(moved) else None
 
 
 def _most_first(counts: Counter[str]) -> dict[str, int]:

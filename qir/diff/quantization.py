@@ -9,7 +9,7 @@ import numpy as np
 
 from qir.diff.changes import OperandQuantization, Quantization, QuantizationChange
 from qir.diff.folding import Note
-from qir.diff.view import View, content_of
+from qir.diff.view import Content, View, content_of
 from qir.ir import DType, Node, Tensor, Value
 
 __all__ = [
@@ -87,6 +87,25 @@ def quantization_change(
     )
 
 
+def bias_numbers(content: Content, note: Note) -> np.ndarray | None:
+    """What a stored bias stands for, float64 (channels,); None for what is no int32 bias with constant scales."""
+    scales = numbers_of(note.scale)
+    if note.dtype is not DType.INT32 or scales is None or not isinstance(content.constant, Tensor):
+        return None
+    codes = content.constant.numpy().astype(np.float64).reshape(-1)
+    return codes * scales if scales.size in (1, codes.size) else None
+
+
+def is_restated(old: Content, new: Content, old_note: Note, new_note: Note) -> bool:
+    """Whether two stored biases stand for the same numbers, to rounding: the scale of a bias follows from others of its
+    operator."""
+    one, two = bias_numbers(old, old_note), bias_numbers(new, new_note)
+    steps = [numbers_of(note.scale) for note in (old_note, new_note)]
+    if one is None or two is None or one.shape != two.shape or steps[0] is None or steps[1] is None:
+        return False
+    return bool(np.all(np.abs(one - two) <= 0.505 * (steps[0] + steps[1])))
+
+
 def scale_factor(old: OperandQuantization, new: OperandQuantization) -> float | None:
     """The largest of new/old and old/new over the scales of an operand; None where they do not correspond."""
     if not old.scales or len(old.scales) != len(new.scales):
@@ -114,8 +133,8 @@ def _operand(view: View, number: int, index: int, value: Value | None, note: Not
         role = "input"
     else:
         role = "bias" if note.dtype is DType.INT32 or len(constant.shape) <= 1 else "weight"
-    scales = _numbers(note.scale)
-    zeros = _numbers(note.zero)
+    scales = numbers_of(note.scale)
+    zeros = numbers_of(note.zero)
     known = scales is not None and scales.size > 0 and bool(np.all(np.isfinite(scales))) and bool(np.all(scales > 0))
     zero = int(zeros[0]) if zeros is not None and zeros.size and np.all(zeros == zeros[0]) else None
     return OperandQuantization(
@@ -142,7 +161,7 @@ def _granularity(note: Note) -> str:
     return "channel" if constant is not None and math.prod(constant.shape) > 1 else "tensor"
 
 
-def _numbers(value: Value | None) -> np.ndarray | None:
+def numbers_of(value: Value | None) -> np.ndarray | None:
     constant = None if value is None else content_of(value)
     if not isinstance(constant, Tensor) or constant.dtype is DType.STRING:
         return None

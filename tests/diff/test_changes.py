@@ -330,3 +330,48 @@ def test_files_and_errors(tmp_path: Path) -> None:
         diff(path, tmp_path / "absent.onnx")
     with pytest.raises(OptionError, match="did you mean 'opset-changed'"):
         diff(path, path, ignore=["opset-change"])
+
+
+def quantized_linear(scale: float, bias: np.ndarray) -> Model:
+    """Gemm on int8 inputs of a scale, weights of scale 0.01, and a bias as its operator's scales have it."""
+    body = """
+        q = QuantizeLinear(x, s, z) dx = DequantizeLinear(q, s, z)
+        dw = DequantizeLinear(w, ws, z) db = DequantizeLinear(b, bs) y = Gemm(dx, dw, db)
+    """
+    bias_scale = np.float32(scale) * np.float32(0.01)
+    return model(
+        body,
+        weights={
+            "s": np.float32(scale),
+            "z": np.int8(0),
+            "w": np.arange(16, dtype=np.int8).reshape(4, 4),
+            "ws": np.float32(0.01),
+            "b": np.round(bias / bias_scale).astype(np.int32),
+            "bs": bias_scale,
+        },
+    )
+
+
+def test_a_bias_in_other_steps_is_part_of_its_operators_entry() -> None:
+    bias = np.array([0.5, -1.0, 2.0, 0.25], np.float32)
+    found = diff(quantized_linear(0.02, bias), quantized_linear(0.03, bias))
+    (change,) = found.changes
+    assert change.title == "Gemm n4_Gemm: input scale 0.02 -> 0.03 (+50.0% at most)"
+    assert "1 weight changed (1 quantization parameter)." in found.to_text()
+    shifted = diff(quantized_linear(0.02, bias), quantized_linear(0.03, bias + np.float32(0.1)))
+    (weight,) = [change.weight for change in shifted.changes if change.weight is not None]
+    assert weight.stats is not None and weight.stats.max_error == pytest.approx(0.1, abs=3e-4)
+    assert shifted.summary.weights_changed == 2
+
+
+OPEN = "g (float[N,4] x) => (float[N,4] y)"
+
+
+def test_costs_of_a_file_that_is_out_of_order() -> None:
+    straight = model("h = MatMul(x, w) y = Relu(h)", weights={"w": np.ones((4, 4), np.float32)}, head=OPEN)
+    turned = proto("h = MatMul(x, w) y = Relu(h)", weights={"w": np.ones((4, 4), np.float32)}, head=OPEN)
+    cast = onnx.helper.make_node("Identity", ["x"], ["same"], "same")
+    turned.graph.node[0].input[0] = "same"
+    turned.graph.node.append(cast)
+    found = diff(straight, import_model(turned))
+    assert found.before.facts.macs == found.after.facts.macs == 16

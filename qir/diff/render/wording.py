@@ -85,7 +85,7 @@ def counts(summary: Summary) -> list[str]:
         _verb(summary.nodes_added, "node", "added"),
         _verb(summary.nodes_removed, "node", "removed"),
         _verb(summary.nodes_changed, "node", "changed") + _of_these(summary),
-        _verb(summary.weights_changed, "weight", "changed"),
+        _verb(summary.weights_changed, "weight", "changed") + _scales(summary),
         _verb(summary.types_changed, "type", "changed"),
         _verb(summary.functions_changed, "function", "changed"),
         _verb(summary.opsets_changed, "opset", "changed"),
@@ -100,6 +100,16 @@ def _of_these(summary: Summary) -> str:
     parts = [count_of(regions, "region") + " replaced"] * bool(regions)
     parts += [f"{quantized:,} in another precision"] * bool(quantized)
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _scales(summary: Summary) -> str:
+    """How many of the changed weights are scales and zero points."""
+    scales = summary.scales_changed
+    if not scales:
+        return ""
+    if scales == summary.weights_changed > 1:
+        return " (all quantization parameters)"
+    return f" ({count_of(scales, 'quantization parameter')})"
 
 
 def count_of(number: int, noun: str) -> str:
