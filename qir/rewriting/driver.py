@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qir.errors import QirError
-from qir.ir import Graph, Model, Node, Value
+from qir.ir import DerivedQuant, Graph, Model, Node, Use, UseQuantMarker, Value
 from qir.rewriting.edits import is_annotated, merge_origin
 from qir.rewriting.numbering import Application, Numbering
 from qir.rewriting.patterns import Op
@@ -154,6 +154,8 @@ class _Driver:
         graph, name, doc, extra = match.graph, root.name, root.doc, root.extra
         operands = [value for node in match.nodes for value in node.inputs if value is not None]
         pairs = _pairs(rule, root, rule.rewrite(match))
+        if rule.keeps_quant:
+            _carry_annotations(match, pairs)
         changed, readers = self.replace(match, pairs)
         erased = self.erase(match.nodes)
         if erased and len(erased) == len(match.nodes) == len(match.created) == 1:
@@ -277,6 +279,33 @@ def _guard(rule: Rule, match: Match) -> Match | Refused | None:
     if region is not None:
         return Refused(match, f"it is part of a {region.role} that has to stay whole")
     return match
+
+
+def _carry_annotations(match: Match, pairs: Mapping[Value, Value]) -> None:
+    """What the rewrite said nothing of goes on as it was: a new result is stored as the one it replaces, an operand is
+    read by a new node as a matched one read it, and the readers of a value that was there before read it as theirs."""
+    inherit = UseQuantMarker.INHERIT
+    reads: dict[Value, Use] = {}
+    for node in match.nodes:
+        for use in node.uses:
+            if use is not None and use.quant is not inherit:
+                reads.setdefault(use.value, use)
+    for node in match.created:
+        if node.kernel is None and node.op_id == match.root.op_id:
+            node.kernel = match.root.kernel
+        for use in node.uses:
+            known = None if use is None else reads.get(use.value)
+            if use is None or known is None or use.quant is not inherit:
+                continue
+            if not isinstance(known.quant, DerivedQuant) or node.op_id == match.root.op_id:
+                use.quant = known.quant
+    for old, new in pairs.items():
+        if new.producer in match.created:
+            new.quant = new.quant or old.quant
+        if new.quant != old.quant:
+            for use in old.uses:
+                if use.quant is inherit and use.node is not None:
+                    use.quant = old.quant or UseQuantMarker.FLOAT
 
 
 def _still(names: Sequence[str]) -> str:

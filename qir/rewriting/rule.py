@@ -142,7 +142,8 @@ class Rule:
     """Where ``pattern`` fits and ``check`` finds no reason against it, ``rewrite`` says what comes in its place.
 
     A rule over values that carry quantization annotations must declare ``keeps_quant``: that its result means the same
-    under them.
+    under them. New results and operands then take over the annotations of those they stand for, where the rewrite
+    writes none itself.
     """
 
     name: str

@@ -268,6 +268,23 @@ def test_the_output_of_a_body_keeps_its_name() -> None:
     assert "%t = Exp(%x)" in print_model(model)
 
 
+def test_a_rule_that_keeps_quantization_hands_it_on() -> None:
+    model = graph("%a: f32[2] q=u8(0.1, 0) = Relu(%x : u8(0.2, 3))\n%b: f32[2] q=u8(0.5, 0) = Relu(%a)\n%y = Neg(%b)")
+    once = Rule("once", Op("Relu", Op("Relu", X)), lambda m: m.add("Relu", [m["x"]]), keeps_quant=True)
+    apply_rules([once], model)
+    assert "%b: f32[2] q=u8(0.5, 0) = Relu(%x : u8(0.2, 3))" in print_model(model)
+
+
+def test_readers_of_a_value_that_is_stored_otherwise_read_what_they_read_before() -> None:
+    model = graph("%a: f32[2] q=u8(0.1, 0) = Abs(%x)\n%b: f32[2] q=u8(0.5, 0) = Abs(%a)\n%y = Neg(%b)")
+    drop = Rule("drop", Op("Abs", Op("Abs", X, name="inner", leaks=True)), lambda m: m["inner"], keeps_quant=True)
+    apply_rules([drop], model)
+    assert "%y = Neg(%b : u8(0.5, 0))" in print_model(model)
+    model = graph("%a: f32[2] q=u8(0.1, 0) = Abs(%x)\n%b: f32[2] = Abs(%a)\n%y = Neg(%b)")
+    apply_rules([drop], model)
+    assert "%y = Neg(%b : float)" in print_model(model)
+
+
 def test_a_long_chain_of_honest_rewrites_is_not_taken_for_endless() -> None:
     lines = ["%a0 = Neg(%x)"] + [f"%a{i} = Neg(%a{i - 1})" for i in range(1, 3000)]
     model = graph("\n".join([*lines, "%y = Abs(%a2999)"]))
