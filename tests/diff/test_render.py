@@ -138,6 +138,10 @@ def test_the_page_in_a_browser(two_changes: GraphDiff, tmp_path: Path) -> None:
         detail = page.locator("#detail").inner_text()
         assert "Relu" in detail and "Sigmoid" in detail
         assert page.locator("svg .box.lit").count() >= 2, "its counterpart lights up too"
+        panel = page.locator("#detail").bounding_box()
+        for box in page.locator("#graphs svg .box.lit").all():
+            place = box.bounding_box()
+            assert place and panel and 0 <= place["y"] and place["y"] + place["height"] <= panel["y"], "not hidden"
         page.click("#close")
         assert page.locator("#detail").is_hidden()
 

@@ -143,7 +143,7 @@ def _operand(node: Node, index: int) -> str:
 
 
 def _attribute(value: Any) -> str:
-    text = str(value)
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
     return text if len(text) <= 200 else text[:200] + " …"
 
 

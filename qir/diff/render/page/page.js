@@ -53,10 +53,23 @@
     for (const box of all("svg .box[data-node]")) if (box.dataset.node === key) box.classList.add("lit");
     document.getElementById("detail-content").replaceChildren(describe("before", facts.before), describe("after", facts.after));
     detail.hidden = false;
+    document.documentElement.classList.add("detailed");
+    reveal(key);
   }
+  // The node on either side, above the panel with its details.
   function reveal(key) {
-    const box = all(".tab.on svg .box[data-node]").find((one) => one.dataset.node === key);
-    if (box) box.scrollIntoView({ block: "center", inline: "center" });
+    for (const box of all(".tab.on svg .box[data-node]").filter((one) => one.dataset.node === key)) {
+      const frame = box.closest(".scroll.tall");
+      if (!frame) { box.scrollIntoView({ block: "nearest", inline: "nearest" }); continue; }
+      frame.scrollIntoView({ block: "start" });
+      const at = box.getBoundingClientRect(), around = frame.getBoundingClientRect();
+      frame.scrollTop += at.top - around.top - (frame.clientHeight - at.height) / 2;
+      frame.scrollLeft += at.left - around.left - (frame.clientWidth - at.width) / 2;
+    }
+  }
+  function hide() {
+    detail.hidden = true;
+    document.documentElement.classList.remove("detailed");
   }
   for (const box of all("svg .box[data-node]")) {
     box.addEventListener("click", () => { show(box.dataset.node); });
@@ -70,9 +83,8 @@
       const tab = ["graphs", "pictures"].find(drawn);
       if (tab) openTab(tab);
       show(keys[0]);
-      reveal(keys[0]);
     });
   }
-  document.getElementById("close").addEventListener("click", () => { detail.hidden = true; });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") detail.hidden = true; });
+  document.getElementById("close").addEventListener("click", hide);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 })();
