@@ -27,8 +27,9 @@ from qir.runtime.session import OrtRunner
 
 __all__ = ["QuantizeWeights", "Weight", "gather_weights", "layout_of"]
 
-_NODE_BYTES = 1500
-"""About the most that the nodes and names of a quantized weight take in the file."""
+_SPELLED, _SPELLED_FILLED = (350, 27), (460, 37)
+"""The most that the nodes of a quantized weight take in the file, in bytes: in all, and for each character of its name;
+the same where the last block is filled up, which has to be cut off again."""
 _KERNEL = "weight-only"
 _LEAST_BLOCK = 16
 
@@ -60,17 +61,24 @@ class QuantizeWeights(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     bits: Literal[4, 8] = 4
+    """Of a weight."""
     block_size: int | None = 32
     symmetric: bool = False
     rounding: Literal["auto", "nearest", "mse", "gptq"] = "auto"
     target_size: float | None = None
     min_size: int = 1024
     keep_float: tuple[str, ...] = ()
+    """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
+    """A TOML file of choices by node; see ``docs/quantize.md``."""
     samples: int = 16
+    """How many calibration samples ``mse`` and ``gptq`` look at."""
     rows: int = 2048
+    """At most so many rows of a layer's inputs are looked at."""
     max_columns: int = 4096
+    """Of ``gptq``: a longer sum is rounded in parts, one of a convolution by ``mse``."""
     damping: float = 0.01
+    """Of ``gptq``: what is added to the diagonal of the moments, relative to its mean."""
 
     def __post_init__(self) -> None:
         if self.block_size is not None and (self.block_size < 16 or self.block_size & (self.block_size - 1)):
@@ -199,11 +207,14 @@ class Weight:
         size = int(np.prod(self.slots[0].shape))
         if bits is None:
             return 4 * size
-        total = _NODE_BYTES
+        total = 0
         for axis, block in self.layouts(options):
             shape = self.slots[0].shape
             units = shape[axis] if block is None else size // shape[axis] * -(-shape[axis] // block)
-            total += size * bits // 8 + 4 * units + (0 if options.symmetric else units * bits // 8)
+            stored = size if block is None else units * block  # the last block is filled up
+            nodes, letter = _SPELLED if stored == size else _SPELLED_FILLED
+            total += nodes + letter * len(f"{self.value.name}_rounded")
+            total += stored * bits // 8 + 4 * units + (0 if options.symmetric else units * bits // 8)
         return total
 
     def error(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> float:
