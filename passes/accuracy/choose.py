@@ -42,7 +42,9 @@ class Choose(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     of: tuple[str, ...] = ("round-weights{samples=16}", "round-weights{sweeps=2}")
+    """The pipelines to choose from; each is run on a copy."""
     samples: int = 16
+    """How many calibration samples they are compared on."""
 
     @property
     def needs_calibration(self) -> bool:

@@ -41,6 +41,7 @@ class CorrectBias(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     samples: int = 16
+    """How many calibration samples the mean error is taken of."""
 
     @property
     def needs_calibration(self) -> bool:

@@ -52,7 +52,9 @@ class Equalize(Pass):
     clip: Literal["never", "observed"] = "never"
     margin: float = 0.1
     rounds: int = 20
+    """Passes over the pairs of layers, at most; fewer where scales stop changing."""
     samples: int = 64
+    """With ``clip=observed``: how many calibration samples are looked at."""
 
     def __post_init__(self) -> None:
         if self.margin < 0 or self.rounds < 1 or self.samples < 1:

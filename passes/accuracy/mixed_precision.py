@@ -59,6 +59,7 @@ class MixedPrecision(Pass):
     samples: int = 16
     check_samples: int = 16
     max_nodes: int = 120
+    """A model with more candidates is left alone: each is measured by itself."""
     recipe: str | None = None
 
     @property

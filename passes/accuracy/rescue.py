@@ -51,6 +51,7 @@ class Rescue(Pass):
 
     min_sqnr: float = 10.0
     samples: int = 8
+    """How many calibration samples are measured."""
     recipe: str | None = None
 
     @property

@@ -56,10 +56,13 @@ class RoundWeights(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     samples: int = 32
+    """How many calibration samples give the moments."""
     rows: int = 4096
     damping: float = 0.01
     activation_order: bool = True
+    """Round the columns of the largest inputs first."""
     sweeps: int = 1
+    """Rounds of coordinate descent over the codes after they were chosen once."""
     max_columns: int = 4096
     correct_bias: bool = True
 

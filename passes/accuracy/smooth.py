@@ -50,6 +50,7 @@ class Smooth(Pass):
     min_gain: float = 0.3
     margin: float = 0.1
     samples: int = 64
+    """How many calibration samples give the channels' ranges."""
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha <= 1:

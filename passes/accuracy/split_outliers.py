@@ -59,6 +59,7 @@ class SplitOutliers(Pass):
     min_gain: float = 4.0
     min_weights: int = 1 << 15
     samples: int = 64
+    """How many calibration samples give the channels' ranges."""
 
     def __post_init__(self) -> None:
         if self.most < 1 or self.samples < 1:

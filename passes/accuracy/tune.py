@@ -72,6 +72,7 @@ class Tune(Pass):
     )
     samples: int = 20
     fit_samples: int = 40
+    """How many others a trial calibrates on."""
     min_gain: float = 0.3
     recipe: str | None = None
 

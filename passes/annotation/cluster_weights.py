@@ -47,9 +47,13 @@ class ClusterWeights(Pass):
     min_size: int = 512
     min_channel: int = 32
     samples: int = 64
+    """How many calibration samples weigh the inputs."""
     rows: int = 16384
+    """At most so many rows of a layer's inputs are looked at."""
     keep_float: tuple[str, ...] = ()
+    """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
+    """A TOML file of choices by node; see ``docs/quantize.md``."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:

@@ -38,8 +38,8 @@ class Partition(Pass):
     made on one side and read on the other a conversion. That is a minimum cut, found exactly.
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
-    weights in integers; where that leaves all of them float, one within ``last_slack`` with at least half of all
-    weights on integers, if there is one. Of a model that runs for less than ``small_us`` in all, size is what there is
+    weights in integers; where that leaves all of them float, one within ``last-slack`` with at least half of all
+    weights on integers, if there is one. Of a model that runs for less than ``small-us`` in all, size is what there is
     to win: at least half of the weights become integers, where that costs least; not of one with loops, whose rounds
     nobody counts. Nodes of unknown shape stay as they are, and so do those to which a ``recipe`` gives a precision:
     whoever names a node knows why.

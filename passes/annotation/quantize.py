@@ -51,6 +51,7 @@ class Quantize(Pass):
     keeps_observed: ClassVar[bool] = True
 
     preset: str = "int8"
+    """Which types; ``int8`` is the only one."""
     linear: str = "auto"
     keep_float: tuple[str, ...] = ()
     recipe: str | None = None

@@ -40,14 +40,21 @@ class QuantizeLog(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     bits: int = 4
+    """Of a code, the sign included."""
     base: Literal["auto", "2", "sqrt2"] = "auto"
     power_of_two_scale: bool = False
     min_size: int = 512
+    """Weights of fewer numbers stay float."""
     min_channel: int = 32
+    """Weights of fewer numbers a channel (depthwise convolutions) stay float."""
     samples: int = 64
+    """How many calibration samples weigh the inputs."""
     rows: int = 16384
+    """At most so many rows of a layer's inputs are looked at."""
     keep_float: tuple[str, ...] = ()
+    """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
+    """A TOML file of choices by node; see ``docs/quantize.md``."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

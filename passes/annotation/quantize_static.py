@@ -66,7 +66,9 @@ class QuantizeStatic(Pass):
     weight: TypeName = "f8e4m3fn"
     results: bool = False
     keep_float: tuple[str, ...] = ()
+    """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
+    """A TOML file of choices by node; see ``docs/quantize.md``."""
 
     @property
     def needs_calibration(self) -> bool:

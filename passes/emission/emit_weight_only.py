@@ -62,6 +62,7 @@ class EmitWeightOnly(Pass):
     effect: ClassVar[Effect] = Effect.EXACT
 
     form: Form = "auto"
+    """Of linear operators, and of tables as above."""
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises UnsupportedError where the model's opset lacks 4-bit types or blocks (21)."""

@@ -46,6 +46,7 @@ class StreamWeights(Pass):
     file: str
     weights: str = "quantize-weights"
     form: Form = "auto"
+    """As of ``emit-weight-only``."""
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises OptionError for text that is no ``quantize-weights`` or wants samples, OutputError for the file."""

@@ -61,10 +61,13 @@ class ConvertFloat(Pass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     dtype: Literal["f16", "bf16"] = "f16"
+    """The 16-bit type."""
     form: Literal["compute", "storage"] = "compute"
     keep_io: bool = True
     keep_float: tuple[str, ...] = ()
+    """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
+    """A TOML file of choices by node; see ``docs/quantize.md``."""
     min_size: int = 256
     """Of constants in form ``storage``."""
     file: str | None = None

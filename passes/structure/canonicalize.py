@@ -40,7 +40,7 @@ class Canonicalize(Pass):
     that broadcasting does anyway, initial states of zeros, Clip and Relu whose bounds the proved range never reaches,
     what is done twice to no effect, nodes that compute what another computes already, duplicate constants, dead nodes,
     optional results that nobody reads and unused initializers. Constant nodes become initializers. An initializer that
-    is listed as an input too stops being one (``keep_inputs`` leaves it, and then it is no constant: the caller of the
+    is listed as an input too stops being one (``keep-inputs`` leaves it, and then it is no constant: the caller of the
     model may override it).
 
     One linear walk; a second run changes nothing. Names of graph inputs and outputs stay.
