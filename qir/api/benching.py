@@ -41,8 +41,7 @@ def bench(
     """
     runner = OrtRunner(os.fspath(a))
     if data is None:
-        batches = {spec.shape[0]: 1 for spec in runner.inputs if spec.shape and isinstance(spec.shape[0], str)}
-        data = RandomData(_FEEDS, batches | dict(dims or {}))
+        data = RandomData(_FEEDS, dict(dims or {}))
     source = open_data(data, runner.inputs)
     feeds = list(islice(source, _FEEDS))
     if not feeds:

@@ -1,4 +1,4 @@
-"""Random inputs, for who asks for them: `random:64`, or `random:64:batch=1,seq=16` where axes have names.
+"""Random inputs, for who asks for them: `random:64`, or `random:64:seq=16` where axes beside the first have names.
 
 They say nothing about the inputs that a model will meet. Ranges calibrated on them are wrong, so reports say so.
 Floats are standard normal, integers 0 or 1 (safe as indices), booleans a coin; the same ones every time.
@@ -24,7 +24,7 @@ _DEFAULT = 32
 
 @dataclass(frozen=True)
 class RandomData:
-    """``count`` feeds; ``dims`` gives sizes to axes by their names."""
+    """``count`` feeds; ``dims`` gives sizes to axes by their names. A first axis with a name, the batch, is 1 long."""
 
     count: int
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -64,7 +64,8 @@ def random_feeds(specs: Sequence[InputSpec], data: RandomData) -> Iterator[dict[
     for name in data.dims:
         if name not in named:
             raise OptionError(f"no input has an axis {name!r}{suggest(name, named)}")
-    shapes = {spec.name: _shape(spec, data.dims) for spec in specs}
+    batches = {spec.shape[0]: 1 for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    shapes = {spec.name: _shape(spec, batches | dict(data.dims)) for spec in specs}
     draw = np.random.default_rng(0)
     for _ in range(data.count):
         yield {spec.name: _array(spec, shapes[spec.name], draw) for spec in specs}
@@ -78,7 +79,7 @@ def _shape(spec: InputSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
         known = size if isinstance(size, int) else dims.get(size or "")
         if known is None:
             wanted = "an axis without a name" if size is None else f"the axis {size!r}"
-            remedy = "give data" if size is None else f"say how long it is ({size}=1)"
+            remedy = "give data" if size is None else f"say how long it is ({size}=1, as in random:16:{size}=1)"
             raise DataError(f"input {spec} has {wanted} of no fixed size: {remedy}")
         shape.append(known)
     return tuple(shape)
