@@ -79,7 +79,7 @@ def _shape(spec: InputSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
         known = size if isinstance(size, int) else dims.get(size or "")
         if known is None:
             wanted = "an axis without a name" if size is None else f"the axis {size!r}"
-            remedy = "give data" if size is None else f"say how long it is ({size}=1, as in --dim {size}=1 or random:16:{size}=1)"
+            remedy = "give data" if size is None else f"say how long it is (--dim {size}=1, random:16:{size}=1)"
             raise DataError(f"input {spec} has {wanted} of no fixed size: {remedy}")
         shape.append(known)
     return tuple(shape)

@@ -38,7 +38,7 @@ def test_a_source_says_that_it_is_random() -> None:
             "random:4",
             [OPEN],
             DataError,
-            "the axis 'length' of no fixed size: say how long it is (length=1, as in --dim",
+            "the axis 'length' of no fixed size: say how long it is (--dim length=1, random:16:length=1)",
         ),
         ("random:4:bach=1", [OPEN], OptionError, "no input has an axis 'bach' (did you mean 'batch'"),
         ("random:4:batch=0", [OPEN], OptionError, "'batch=0' is not NAME=SIZE"),

@@ -285,7 +285,7 @@ def test_bench_gives_a_ratio_and_the_nodes_that_changed(work: Path, capsys: Capt
 
 def test_bench_of_made_up_inputs_wants_sizes_of_all_axes_but_the_first(work: Path, capsys: Capture) -> None:
     words = str(CNN.parent / "gru-words" / "model.onnx")
-    assert "(length=1, as in" in error(capsys, "bench", words, words)
+    assert "(--dim length=1," in error(capsys, "bench", words, words)
     says(capsys, "bench", words, words, "--seconds", "0.02", "--dim", "length=5")
     assert "--dim is for made-up inputs" in error(capsys, "bench", MODEL, MODEL, "--data", CALIB, "--dim", "N=1")
 
