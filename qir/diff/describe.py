@@ -11,7 +11,7 @@ from qir.diff.view import CAPTURED, Constant, Slot, View
 from qir.ir import Attribute, Model, Node, SparseTensor, Tensor, Type, Value
 from qir.ops.schema import schema_of
 
-__all__ = ["MOST_INFERRED", "Describer", "attribute_text", "content_text"]
+__all__ = ["MOST_INFERRED", "Describer", "attribute_text", "content_text", "foreign_sources"]
 
 MOST_INFERRED = 20_000
 """Nodes of a model whose shapes are inferred for what the file does not state."""
@@ -35,7 +35,7 @@ class Describer:
 
     def ref(self, view: View, number: int) -> NodeRef:
         node = view.nodes[number]
-        sources = () if node.provenance == node.name else tuple(node.sources[:16])
+        sources = tuple(foreign_sources(node)[:16])
         outputs = tuple(value.name for value in node.outputs)
         return NodeRef(self.id(node), node.label, _op(node), view.where, outputs, sources)
 
@@ -95,6 +95,13 @@ class Describer:
             if view.values[slot.value].constant is None:
                 return self.operand(view, slot)
         return ""
+
+
+def foreign_sources(node: Node) -> list[str]:
+    """What a node says that it stands for, where that is more than itself: its name, else its first result."""
+    provenance = node.provenance
+    own = node.name or (node.outputs[0].name if node.outputs else "")
+    return [] if provenance == own or provenance == () else node.sources
 
 
 def _op(node: Node) -> str:

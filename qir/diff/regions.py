@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from qir.diff.describe import foreign_sources
 from qir.diff.neighbours import Around, GraphMatch, around, problems
 from qir.diff.view import View
-from qir.ir import Node
 
 __all__ = ["Region", "components", "find_regions", "pair_replacements"]
 
@@ -91,7 +91,7 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
     for side, (mine, theirs) in enumerate(((match.b, match.a), (match.a, match.b))):
         partner = (match.backward, match.forward)[side]
         others = (match.forward, match.backward)[side]
-        telling = [(n, sources) for n, node in enumerate(mine.nodes) if (sources := _foreign_sources(node))]
+        telling = [(n, sources) for n, node in enumerate(mine.nodes) if (sources := foreign_sources(node))]
         if not telling:
             continue
         names: dict[str, int] = {}
@@ -171,12 +171,6 @@ def _grow(match: GraphMatch, regions: list[Region]) -> None:
                     nodes.extend(part)
                     nodes.sort()
                     break
-
-
-def _foreign_sources(node: Node) -> list[str]:
-    """What it says it stands for, where that is more than its own name."""
-    provenance = node.provenance
-    return [] if provenance == node.name or provenance == () else node.sources
 
 
 def components(match: GraphMatch, side: int, nodes: list[int]) -> list[list[int]]:

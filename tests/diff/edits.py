@@ -12,6 +12,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 UNARY = ("Relu", "Sigmoid", "Tanh", "Neg", "Exp", "Abs", "Sqrt", "Softplus", "Erf", "HardSigmoid", "Elu", "LeakyRelu")
 _FLOATS = (TensorProto.FLOAT,)
+_TYPED = 1 << 16
+"""Elements from which on a tensor is not rewritten as a list of numbers, which takes seconds."""
 
 Expected = Counter[str]
 Edit = Callable[[ModelProto, random.Random], Expected | None]
@@ -125,7 +127,7 @@ def restore(model: ModelProto, rng: random.Random) -> None:
             if tensor.name not in overridable and tensor.name not in outputs and rng.random() < 0.3:
                 constants.append(helper.make_node("Constant", [], [tensor.name], value=numpy_helper.from_array(array)))
                 graph.initializer.remove(tensor)
-            elif tensor.data_type in (TensorProto.FLOAT, TensorProto.INT64):
+            elif tensor.data_type in (TensorProto.FLOAT, TensorProto.INT64) and array.size < _TYPED:
                 typed = helper.make_tensor(tensor.name, tensor.data_type, array.shape, array.reshape(-1).tolist())
                 tensor.CopyFrom(typed if tensor.HasField("raw_data") else numpy_helper.from_array(array, tensor.name))
         for constant in reversed(constants):

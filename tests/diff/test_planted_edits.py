@@ -17,7 +17,7 @@ from onnx import ModelProto
 from qir.diff import GraphDiff, diff
 from qir.frontend import import_model
 from qir.ir import Model
-from tests.diff.edits import SINGLE, copied, respelled
+from tests.diff.edits import SINGLE, copied, graphs, respelled
 from tests.diff.random_graphs import layered, tangled
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +100,17 @@ def test_one_edit_in_a_tangled_graph(seed: int, edit: str) -> None:
 def test_edits_that_were_once_told_otherwise(seed: int, edit: str) -> None:
     proto = tangled(seed)
     check(proto, import_model(proto), edit, str(seed))
+
+
+@pytest.mark.parametrize("name", ["resnet-shapes", "mobile-sounds", "vit-digits"])
+@pytest.mark.parametrize("edit", ["insert", "remove", "replace"])
+def test_nodes_without_names(name: str, edit: str) -> None:
+    """The names of their results are permuted: those say nothing of what came from what."""
+    proto = copied(golden(name)[0])
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            node.name = ""
+    check(proto, import_model(proto), edit, name)
 
 
 @pytest.mark.parametrize(
