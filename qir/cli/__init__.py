@@ -87,21 +87,24 @@ def _crashed(error: Exception) -> int:
         return _fail(f"this is a bug in qir {__version__}, please report it with the lines above", BUG)
     said = str(error.args[0]) if len(error.args) == 1 else str(error)  # a KeyError puts quotes around its message
     where = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-    file = foreign.tb_frame.f_code.co_filename
-    return _fail(f"{type(error).__name__}: {said}{where} ({file}, line {foreign.tb_lineno})", BUG)
+    if not foreign.tb_frame.f_globals.get("__name__", "").startswith("qir."):
+        where += f" ({foreign.tb_frame.f_code.co_filename}, line {foreign.tb_lineno})"
+    return _fail(f"{type(error).__name__}: {said}{where}", BUG)
 
 
 def _foreign_part(trace: TracebackType | None) -> TracebackType | None:
-    """From where a traceback is in code that is not ours, a pass or a rule of a plug-in; None where it never comes
-    there, or through a built-in pass first."""
-    running = False
+    """The part of a traceback that lies in a pass or rule of a plug-in, else in what ran it; None where the pass is
+    one of ours, or none ran."""
+    caller = None
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
-        running = running or module == "qir.pipeline.pipeline"
-        if running and not module.startswith(("qir.pipeline.", "qir.rewriting.", "qir.interop.")):
-            return None if module.startswith("qir.") else trace
+        if module == "qir.pipeline.pipeline":
+            pass_ = trace.tb_frame.f_locals.get("pass_")
+            caller = None if type(pass_).__module__.startswith("qir.") else trace
+        elif caller and not module.startswith(("qir.pipeline.", "qir.rewriting.", "qir.interop.")):
+            return caller if module.startswith("qir.") else trace
         trace = trace.tb_next
-    return None
+    return caller
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import tomllib
 import traceback
@@ -23,7 +24,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from qir.errors import OptionError, suggest
-from qir.pipeline.contract import Pass
+from qir.pipeline.contract import Effect, Pass
 from qir.pipeline.preset import Preset
 
 __all__ = ["Entry", "Registry", "default_registry", "discover", "load_plugin", "load_target", "target_names"]
@@ -162,6 +163,13 @@ def check_pass_class(cls: type[Pass], source: str) -> None:
     missing = [field for field in ("name", "effect") if not hasattr(cls, field)]
     if missing:
         raise OptionError(f"{source}: pass class {cls.__name__!r} has no {missing[0]!r}")
+    if not isinstance(cls.effect, Effect):
+        effects = ", ".join(f"Effect.{effect.name}" for effect in Effect)
+        raise OptionError(
+            f"{source}: pass class {cls.__name__!r} has effect {cls.effect!r}, which is none of {effects}"
+        )
+    if not re.fullmatch(r"[a-z0-9_.]+(-[a-z0-9_.]+)*", cls.name):
+        raise OptionError(f"{source}: pass class {cls.__name__!r} has the name {cls.name!r}: use kebab-case")
     if isabstract(cls):
         raise OptionError(f"{source}: pass class {cls.__name__!r} does not define 'run'")
     own = [field for field in dataclasses.fields(cls) if field.name in vars(cls).get("__annotations__", {})]
@@ -228,7 +236,8 @@ def _run_file(path: Path, source: str) -> ModuleType:
     except SyntaxError as error:
         raise OptionError(f"{source}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        here = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        here = [frame for frame in frames if Path(frame.filename).absolute() == path.absolute()]
         line = f", line {here[-1].lineno}" if here else ""
         raise OptionError(f"{source}{line}: {type(error).__name__}: {error}") from error
     return module

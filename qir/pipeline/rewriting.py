@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qir.errors import OptionError
 from qir.ir import Model
 from qir.pipeline.contract import Pass, PassContext, PassResult, Remark, RemarkKind
 from qir.rewriting import Rule, apply_rules
@@ -26,7 +27,10 @@ class RewritePass(Pass):
         """The rules for this model, the more important first."""
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        report = apply_rules(self.rules(model), model, numbering=ctx.numbering)
+        rules = self.rules(model)
+        if not isinstance(rules, Sequence) or not all(isinstance(rule, Rule) for rule in rules):
+            raise OptionError(f"rules answered {rules!r} where a list of Rules is due")
+        report = apply_rules(rules, model, numbering=ctx.numbering)
         result = PassResult(changed=bool(report.applications), statistics=dict(report.counts))
         for made in report.applications:
             result.remarks.append(Remark(RemarkKind.APPLIED, self.name, made.rule, made.node, made.sources))

@@ -270,6 +270,11 @@ class Op(Pattern):
         single_use: bool = False,
         leaks: bool = False,
     ) -> None:
+        for place, pattern in enumerate(inputs):
+            if not isinstance(pattern, Pattern | Rest):
+                raise TypeError(f"{ops}: operand {place} is {pattern!r}, no pattern; Any({pattern!r}) names an operand")
+            if isinstance(pattern, Rest) and place < len(inputs) - 1:
+                raise TypeError(f"{ops}: a Rest takes all operands that are left, so it stands last")
         self.ops = (ops,) if isinstance(ops, str) else ops
         self.inputs = inputs
         self.name = name

@@ -152,9 +152,14 @@ class Rule:
     check: Check | None = None
     keeps_quant: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a pattern that does not start at an operator."""
+        if not all(isinstance(root, Op) for root in self.root_patterns()):
+            raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
+
     @property
     def roots(self) -> tuple[tuple[str, str], ...]:
-        """(domain, op) of each node at which a match can start. Raises ValueError for a pattern that is no operator."""
+        """(domain, op) of each node at which a match can start."""
         found: list[tuple[str, str]] = []
         for root in self.root_patterns():
             found += [("" if root.domain == "ai.onnx" else root.domain, op) for op in root.ops]
@@ -185,14 +190,9 @@ class Rule:
         return f"{where}: {so_far}{search.obstacle}"
 
     def root_patterns(self) -> Sequence[Op]:
-        """The patterns of which a match has to fit one. Raises ValueError for one that is no operator."""
+        """The patterns of which a match has to fit one."""
         pattern = self.pattern
-        if isinstance(pattern, Op):
-            return (pattern,)
-        roots = [alternative for alternative in pattern.alternatives if isinstance(alternative, Op)]
-        if len(roots) < len(pattern.alternatives):
-            raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
-        return roots
+        return pattern.alternatives if isinstance(pattern, OneOf) else (pattern,)  # type: ignore[return-value]  # checked when the rule was made
 
     def search(self, node: Node, model: Model | None, roots: Sequence[Op], search: Search) -> Match | Refused | None:
         """``match`` for these of its root patterns."""

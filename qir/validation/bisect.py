@@ -55,7 +55,9 @@ class BisectReport:
         elif culprit.applications:
             lines.append(f"  outside of its {culprit.applications} numbered rewrites")
         else:
-            lines.append("  it numbers no rewrites; one that asks ctx.numbering.allow(rule, node) can be searched")
+            lines.append(
+                "  it made no numbered rewrite; a pass that asks ctx.numbering.allow(rule, node) can be searched"
+            )
         return "\n".join([*lines, f"  {culprit.fault}", f"  found with {cost}"])
 
     def to_json(self) -> dict[str, Any]:
@@ -191,7 +193,8 @@ class _Search:
         except QirError:
             raise
         except Exception as error:
-            return _Step("exact", numbering.used, f"{type(error).__name__}: {error}")
+            notes = [f", {note}" for note in getattr(error, "__notes__", ()) if not note.startswith("in pass")]
+            return _Step("exact", numbering.used, f"{type(error).__name__}: {error}{''.join(notes)}")
         return _Step(how_to_judge(pass_, result.passes[0].edits), numbering.used)
 
     def _after(self, index: int) -> Model:

@@ -138,6 +138,15 @@ def test_a_bug_in_a_plugin_names_the_pass(folder: Path, capsys: pytest.CaptureFi
     assert not (folder / "out.onnx").exists()
 
 
+def test_a_plugin_that_never_gets_to_run_is_not_called_a_bug_of_ours(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "p.py").write_text(PLUGIN.replace("def run(self, model, ctx)", "def run(self)"))
+    assert main(["opt", "m.onnx", "--plugin", "p.py", "--passes", "drop-identity"]) == 70
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: TypeError: DropIdentity.run() takes 1 positional argument but 3 were given, in pass")
+
+
 def test_a_plugin_may_not_take_a_name_that_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "p.py").write_text(PLUGIN.replace('"drop-identity"', '"canonicalize"'))
     assert main(["passes", "--plugin", "p.py"]) == 2

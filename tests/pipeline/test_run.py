@@ -16,7 +16,9 @@ from qir.ir import DType, Interval, Model, TensorType, Value
 from qir.ir.parser import parse_model
 from qir.pipeline import Effect, Instrument, Pass, PassContext, PassResult, PassRun, Pipeline, RemarkFilter, Verdict
 from qir.pipeline.remarks import format_remarks
+from qir.pipeline.rewriting import RewritePass
 from qir.pipeline.timing import format_timing
+from qir.rewriting import Op, Rule
 from tests.pipeline.toys import DropIdentity, Everything, Fails, chain, ops
 
 
@@ -103,6 +105,19 @@ def test_verification_stops_at_the_pass_that_broke_the_model() -> None:
     assert ops(model)[0] == "NoSuchOp"
     with pytest.raises(VerifyError, match=r"^the model is not valid as given; export it again, or run without"):
         Pipeline([DropIdentity()]).run(model)
+
+
+@pytest.mark.parametrize("answer", [None, [1], Rule("r", Op("Relu"), lambda match: None)])
+def test_rules_that_are_none_are_told(answer: object) -> None:
+    class Odd(RewritePass):
+        name = "odd"
+        effect = Effect.EXACT
+
+        def rules(self, model: Model) -> list[Rule]:
+            return answer  # type: ignore[return-value]
+
+    with pytest.raises(OptionError, match=r"^pass 'odd': rules answered .* where a list of Rules is due$"):
+        Pipeline([Odd]).run(chain())
 
 
 @pytest.mark.parametrize(

@@ -333,5 +333,12 @@ def test_a_run_of_rules_can_be_undone() -> None:
 
 def test_a_pattern_without_an_operator_at_its_root_is_refused() -> None:
     with pytest.raises(ValueError, match="must be an Op"):
-        _ = Rule("r", OneOf(X), same).roots
+        Rule("r", OneOf(X), same)
     assert isinstance(X, Pattern)
+
+
+def test_an_operand_that_is_no_pattern_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Relu: operand 0 is 'x', no pattern; Any\('x'\) names an operand"):
+        Op("Relu", "x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Sum: a Rest takes all operands that are left, so it stands last"):
+        Op("Sum", Rest("more"), X)

@@ -58,7 +58,7 @@ def test_the_guilty_pass_stands_among_many_good_ones(tmp_path: Path) -> None:
     culprit = report.culprit
     assert culprit is not None and (culprit.pass_name, culprit.index) == ("by-hand", 3)
     assert culprit.applications == 0 and culprit.application is None
-    assert "it numbers no rewrites" in str(report)
+    assert "it made no numbered rewrite" in str(report)
 
 
 def test_a_pass_that_counts_by_hand_is_searched_too(tmp_path: Path) -> None:
