@@ -164,10 +164,8 @@ def check_pass_class(cls: type[Pass], source: str) -> None:
     if missing:
         raise OptionError(f"{source}: pass class {cls.__name__!r} has no {missing[0]!r}")
     if not isinstance(cls.effect, Effect):
-        effects = ", ".join(f"Effect.{effect.name}" for effect in Effect)
-        raise OptionError(
-            f"{source}: pass class {cls.__name__!r} has effect {cls.effect!r}, which is none of {effects}"
-        )
+        wrong = f"pass class {cls.__name__!r} has effect {cls.effect!r}"
+        raise OptionError(f"{source}: {wrong}: use Effect.EXACT or another")
     if not re.fullmatch(r"[a-z0-9_.]+(-[a-z0-9_.]+)*", cls.name):
         raise OptionError(f"{source}: pass class {cls.__name__!r} has the name {cls.name!r}: use kebab-case")
     if isabstract(cls):

@@ -55,9 +55,7 @@ class BisectReport:
         elif culprit.applications:
             lines.append(f"  outside of its {culprit.applications} numbered rewrites")
         else:
-            lines.append(
-                "  it made no numbered rewrite; a pass that asks ctx.numbering.allow(rule, node) can be searched"
-            )
+            lines.append("  it made no numbered rewrite; one that asks ctx.numbering.allow(rule, node) can be searched")
         return "\n".join([*lines, f"  {culprit.fault}", f"  found with {cost}"])
 
     def to_json(self) -> dict[str, Any]:
