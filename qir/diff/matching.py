@@ -83,8 +83,9 @@ class _Matcher:
         sure = list(m.forward), list(m.backward)
         self._spread(a.equal, b.equal)
         self._rests()
-        self._reconsider(*sure)
         m.settle(range(len(a.nodes)))
+        if self._reconsider(*sure):
+            m.settle(range(len(a.nodes)))
         refine(m)
         sort_out_twins(m)
         prefer_names(m)
@@ -322,25 +323,31 @@ class _Matcher:
             view.op_keys[node],
         )
 
-    def _reconsider(self, forward: list[int], backward: list[int]) -> None:
+    def _reconsider(self, forward: list[int], backward: list[int]) -> bool:
         """Where several weights seem to have become quite other ones, align all but the sure pairs by what weights
-        hold: a layer may be gone whose neighbours, trained on, look like any other to what went before."""
+        hold: a layer may be gone whose neighbours, trained on, look like any other to what went before. Returns whether
+        that told less."""
         m = self.m
         if sum(itertools.islice(self._strangers(), _FEW_STRANGERS)) < _FEW_STRANGERS:
-            return
+            return False
         nodes = [[n for n, mate in enumerate(mates) if mate < 0] for mates in (forward, backward)]
         first, told = (m.forward, m.backward), self._told(nodes)
         m.forward, m.backward = forward, backward
         if not self._large():
             self._align_rests()
-        if self._told(nodes) >= told:
-            m.forward, m.backward = first
+        if self._told(nodes) < told:
+            return True
+        m.forward, m.backward = first
+        return False
 
     def _strangers(self) -> Iterator[int]:
         """1 for each pair whose constants are of one shape and have nothing to do with each other."""
-        a, b = self.a, self.b
-        for x, y in enumerate(self.m.forward):
-            if y >= 0 and a.equal[x] != b.equal[y] and a.labels[x] == b.labels[y] and are_alike(a, x, b, y) is False:
+        a, b, forward = self.a, self.b, self.m.forward
+        for x in [x for x, settled in enumerate(self.m.settled) if not settled]:
+            y = forward[x]
+            if y < 0 or a.equal[x] == b.equal[y] or a.labels[x] != b.labels[y]:
+                continue
+            if are_alike(a, x, b, y) is False:
                 yield 1
 
     def _told(self, nodes: list[list[int]]) -> float:

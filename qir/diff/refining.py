@@ -46,8 +46,9 @@ def sort_out_twins(m: GraphMatch) -> None:
     """Exchange counterparts of nodes that read the same value, each with another constant than before, where one of the
     constants then became what other readers of it say it became."""
     a, b = m.a, m.b
+    unsettled = [x for x, settled in enumerate(m.settled) if not settled]
     differing = [
-        x for x, y in enumerate(m.forward) if y >= 0 and a.equal[x] != b.equal[y] and a.strict[x] == b.strict[y]
+        x for x in unsettled if (y := m.forward[x]) >= 0 and a.equal[x] != b.equal[y] and a.strict[x] == b.strict[y]
     ]
     became: Counter[tuple[int, int]] = Counter()
     for x in differing:
