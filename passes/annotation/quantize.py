@@ -89,6 +89,9 @@ class Quantize(Pass):
                 node.kernel = "float"
                 result.remarks.append(self.missed(node, f"{node.op} stays float: {reason}"))
             result.changed |= bool(plan.integer)
+        for node, choice in chosen.items():  # also those that nothing would have put on integers
+            if choice.precision == "float" and node.kernel is None and target.rule(node.domain, node.op) is not None:
+                node.kernel = "float"
         for function in model.functions.values():
             result.remarks.append(
                 self.missed(None, f"function {function.domain}.{function.name} stays float: inline it to quantize it")
