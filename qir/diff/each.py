@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qir.diff.changes import GraphDiff
@@ -30,5 +31,7 @@ class DiffEach(Instrument):
 
     def after_pass(self, run: PassRun) -> None:
         if self._before is not None and run.changed:
-            self._show(run.pass_.name, diff(self._before, run.model))
+            found = diff(self._before, run.model)
+            before, after = replace(found.before, name="before"), replace(found.after, name="after")
+            self._show(run.pass_.name, replace(found, before=before, after=after))
         self._before = None

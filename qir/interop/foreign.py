@@ -10,6 +10,7 @@ the journal watch them like any other pass.
 
 from __future__ import annotations
 
+import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ class ForeignPass(Pass):
         except QirError:
             raise
         except Exception as error:
-            raise ModelError(f"{_name(self.wrapped)} raised {type(error).__name__}: {error}") from error
+            said = f"{_name(self.wrapped)} raised {type(error).__name__}: {error}{_line(self.wrapped, error)}"
+            raise ModelError(said) from error
         result = PassResult()
         if proto is not None:
             before = sum(1 for _ in model.walk())
@@ -96,7 +98,7 @@ class OnnxIrPass(ForeignPass):
 
 @dataclass(frozen=True, init=False)
 class OnnxscriptRules(ForeignPass):
-    """Apply rewrite rules of onnxscript: a ``RewriteRuleSet`` or a sequence of rules. Its clean-up comes with it.
+    """Apply rewrite rules of onnxscript: a ``RewriteRuleSet``, a sequence of rules or one. Its clean-up comes with it.
 
     Before::
 
@@ -111,7 +113,9 @@ class OnnxscriptRules(ForeignPass):
     name: ClassVar[str] = "onnxscript-rules"
 
     def __init__(self, rules: Any, *, effect: Effect = Effect.EXACT) -> None:
-        super().__init__(tuple(rules) if isinstance(rules, Iterable) else rules, effect=effect)
+        if not hasattr(rules, "rules"):  # a RewriteRuleSet has them
+            rules = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+        super().__init__(rules, effect=effect)
 
     def transform(self, proto: onnx.ModelProto) -> onnx.ModelProto | None:
         rewriter = _need("onnxscript.rewriter", "onnxscript")
@@ -155,7 +159,14 @@ def _need(module: str, package: str) -> Any:
         raise UnsupportedError(f"it needs the package {package!r} ({error}): pip install 'qir[interop]'") from error
 
 
+def _line(wrapped: Any, error: Exception) -> str:
+    """Where in a wrapped function's own file an error came up; empty for what is no function."""
+    file = getattr(getattr(wrapped, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""
+
+
 def _name(wrapped: Any) -> str:
     if isinstance(wrapped, tuple):
-        return f"{len(wrapped)} rules"
+        return "1 rule" if len(wrapped) == 1 else f"{len(wrapped)} rules"
     return str(getattr(wrapped, "__name__", type(wrapped).__name__))

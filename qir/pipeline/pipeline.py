@@ -313,7 +313,10 @@ def _resolve(item: Pass | type[Pass] | Pipeline | str, registry: Registry | None
             for step in parse_steps(item):
                 yield from _from_step(step, registry or default_registry())
         case _:
-            raise OptionError(f"a pipeline is made of passes, pass classes, pipelines and names, not of {item!r}")
+            raise OptionError(
+                f"a pipeline is made of passes, pass classes, pipelines and names, not of {item!r} (qir.interop makes "
+                "passes of what onnx-ir, onnxscript and onnx-graphsurgeon run)"
+            )
 
 
 def _from_step(step: Step, registry: Registry, *, toml: bool = False, within: tuple[str, ...] = ()) -> Iterator[Pass]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qir.errors import QirError
 from qir.ir import Graph, Model, Node, Type, Value
-from qir.rewriting.edits import add_constant, is_annotated, opset_of
+from qir.rewriting.edits import add_constant, constant_of, is_annotated, opset_of
 from qir.rewriting.patterns import OneOf, Op
 from qir.rewriting.search import Search
 
@@ -69,6 +69,13 @@ class Match:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values or name in self._named
+
+    def array(self, name: str) -> np.ndarray:
+        """The content of an operand that is a constant, as of a ``Const``. Raises KeyError, ValueError for another."""
+        tensor = constant_of(self[name])
+        if tensor is None:
+            raise ValueError(f"{name!r} is no constant here: let a Const stand for it in the pattern")
+        return tensor.numpy()
 
     def node(self, name: str) -> Node:
         """Raises KeyError."""

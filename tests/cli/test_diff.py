@@ -81,7 +81,7 @@ def test_an_output_that_cannot_be_written_leaves_nothing(new: Path, tmp_path: Pa
 def test_what_each_pass_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["opt", str(OLD), "--passes", "optimize", "--diff-each"]) == 0
     shown = capsys.readouterr().err
-    assert "-- what fuse changed" in shown
+    assert "-- what fuse changed\nbefore -> after: " in shown
     assert "Conv+BatchNormalization -> Conv" in shown
 
 

@@ -253,6 +253,13 @@ def test_a_name_that_a_match_lacks_is_told_with_what_there_is() -> None:
         assert told in error.value.args[0]
 
 
+def test_the_content_of_a_constant_is_asked_by_its_name() -> None:
+    match = found(Op("Add", X, Const("c")), "@c: f32[2] = [1, 2]\n%y = Add(%x, @c)")
+    assert match is not None and match.array("c").tolist() == [1, 2]
+    with pytest.raises(ValueError, match="'x' is no constant here"):
+        match.array("x")
+
+
 def test_a_mistake_in_a_rule_is_noted_with_rule_and_node() -> None:
     with pytest.raises(ZeroDivisionError) as error:
         apply_rules([Rule("odd", Op("Log", X), lambda m: 1 / 0)], graph("%y = Log(%x)"))  # type: ignore[arg-type, return-value]

@@ -9,7 +9,6 @@ import numpy as np
 from qir import Effect, Preset, RewritePass
 from qir.ir import Model, Value
 from qir.rewriting import Any, Const, Match, Op, Rule
-from qir.rewriting.edits import constant_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def _has_reciprocal(divisor: np.ndarray) -> bool:
 
 
 def _multiply(match: Match) -> Value:
-    divisor = constant_of(match["divisor"])
-    assert divisor is not None, "Const matches constants only"
-    reciprocal = match.constant(1 / divisor.numpy(), "reciprocal")
+    reciprocal = match.constant(1 / match.array("divisor"), "reciprocal")
     return match.add("Mul", [match["x"], reciprocal]).output
 
 
