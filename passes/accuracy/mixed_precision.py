@@ -57,7 +57,7 @@ class MixedPrecision(Pass):
     max_win: float = 0.3
     max_share: float = 0.3
     samples: int = 16
-    check_samples: int = 16
+    check_samples: int = 32
     max_nodes: int = 120
     """A model with more candidates is left alone: each is measured by itself."""
     recipe: str | None = None
