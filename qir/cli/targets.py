@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from qir.cli.options import JsonFlag, print_json, write_text
+from qir.errors import OptionError
 
 __all__ = ["app"]
 
@@ -40,7 +41,12 @@ def targets(ctx: typer.Context, json: JsonFlag = False) -> None:
         return
     from qir.pipeline.registry import load_target, target_names
 
-    rows = [(name, load_target(name), source) for name, source in target_names().items()]
+    rows = []
+    for name, source in target_names().items():
+        try:
+            rows.append((name, load_target(name), source))
+        except OptionError as error:  # one broken plug-in does not hide the others
+            print(f"warning: {error}", file=sys.stderr)
     if json:
         keys = ("name", "title", "runtime_versions", "runs_here", "source")
         found = [(name, one.title, one.runtime_versions, one.runs_here, source) for name, one, source in rows]

@@ -111,7 +111,15 @@ def load_target(name: str) -> Any:
     table = _table(discover(TARGETS), "target")
     if name not in table:
         raise OptionError(f"unknown target {name!r}{suggest(name, table)}: there are {', '.join(sorted(table))}")
-    return table[name].load()
+    from qir.targets import Target
+
+    entry = table[name]
+    target = entry.load()
+    if not isinstance(target, Target):
+        raise OptionError(f"{entry.source}: target {name!r} is no qir.targets.Target but {target!r}")
+    if target.name != name:
+        raise OptionError(f"{entry.source}: registers {target.name!r} under the name {name!r}; make the two equal")
+    return target
 
 
 def target_names() -> dict[str, str]:

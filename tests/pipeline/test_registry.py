@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import qir.pipeline.registry as registry_module
+from qir.cli import main
 from qir.errors import OptionError
 from qir.pipeline import Pass, Pipeline, Preset, Registry, default_registry
 from qir.pipeline.registry import Entry, discover, load_plugin, load_target
@@ -62,10 +64,11 @@ def test_every_pass_in_the_tree_is_registered() -> None:
     """A built-in pass that somebody forgot to list would be invisible."""
     listed = set(tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["entry-points"]["qir.passes"].values())
     defined = {
-        f"qir.passes.{file.stem}:{name}"
-        for file in (TREE / "passes").glob("*.py")
-        for name in re.findall(r"^class (\w+)\(Pass\):", file.read_text(), re.MULTILINE)
+        f"qir.{'.'.join(file.relative_to(TREE).with_suffix('').parts)}:{name}"
+        for file in (TREE / "passes").rglob("*.py")
+        for name in re.findall(r"^class (\w+)\((?:Rewrite)?Pass\):", file.read_text(), re.MULTILINE)
     }
+    assert "qir.passes.structure.fuse:Fuse" in defined
     assert defined - listed == set()
 
 
@@ -162,6 +165,23 @@ def test_a_registry_is_closed() -> None:
     assert not hasattr(Registry(), "__dict__")
     assert list(REGISTRY.with_passes()) == list(REGISTRY)
     assert default_registry() is default_registry()
+
+
+@pytest.mark.parametrize(
+    ("held", "complaint"),
+    [("json:dumps", "target 'mine' is no qir.targets.Target"), ("qir.targets.ort_cpu:ORT_CPU", "registers 'ort-cpu'")],
+)
+def test_an_entry_point_that_holds_no_such_target_is_told(
+    held: str, complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = discover("qir.targets")
+    entry = registry_module._entry_from(EntryPoint("mine", held, "qir.targets"), "my-package")
+    monkeypatch.setattr(registry_module, "discover", lambda group: [*ours, entry])
+    with pytest.raises(OptionError, match=f"^my-package: {complaint}"):
+        load_target("mine")
+    assert main(["targets"]) == 0
+    shown = capsys.readouterr()
+    assert "warning: my-package: " in shown.err and "ort-cpu-vnni" in shown.out
 
 
 def test_an_unknown_target_is_an_error() -> None:
