@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from qir.diff import GraphDiff
 
 __all__ = ["app"]
 
@@ -138,24 +141,45 @@ def _show(base: str, head: str | None, files: list[str], fail_on: str | None, ma
 
     conditions = parse_conditions(fail_on) if fail_on else []
     failing: list[str] = []
-    blocks: list[str] = []
+    blocks: list[tuple[str, str]] = []
     for model in changed_models(base, head, files):
         if markdown is None:
             typer.echo(model.text)
         elif model.diff is None:
-            blocks.append(f"### {model.path}\n\n```\n{model.text}```\n")
+            text = f"### {model.path}\n\n```\n{model.text}```\n"
+            blocks.append((text, text))
         else:
-            blocks.append(model.diff.to_markdown())
+            blocks.append((model.diff.to_markdown(), _in_short(model.path, model.diff)))
         holding = [str(condition) for condition in conditions if model.diff is not None and condition.holds(model.diff)]
         if holding:
             failing.append(f"{model.path}: fails on {', '.join(holding)}")
     if markdown is not None:
         closing = [f"**{line}**\n" for line in failing] or ([] if blocks else ["No model changes.\n"])
-        write_text(markdown, "\n".join([*blocks, *closing]))
+        write_text(markdown, "\n".join([*_fitting(blocks), *closing]))
     for line in failing:
         typer.echo(line)
     if failing:
         raise typer.Exit(1)
+
+
+_LONGEST_COMMENT = 62_000
+"""Characters: code hosts refuse comments of more than 65,536."""
+
+
+def _fitting(blocks: list[tuple[str, str]]) -> list[str]:
+    """What to say of each model, at length; the longest ones in short until all fit into one comment."""
+    shown = [text for text, _ in blocks]
+    for place in sorted(range(len(blocks)), key=lambda place: -len(shown[place])):
+        if sum(map(len, shown)) <= _LONGEST_COMMENT:
+            break
+        shown[place] = blocks[place][1]
+    return shown
+
+
+def _in_short(path: str, diff: GraphDiff) -> str:
+    from qir.diff.render.wording import headline
+
+    return f"### `{path}`\n\n**{headline(diff)}** Too long for one comment: `qir diff` on the two files shows all.\n"
 
 
 def _where(found: object) -> str:

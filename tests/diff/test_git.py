@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qir.cli import main
+from qir.cli.git import _fitting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -196,3 +197,10 @@ def test_outside_of_a_repository(tmp_path: Path) -> None:
     shutil.rmtree(repository.folder / ".git")
     message = repository.qir("git", "enable", code=2)
     assert len(message.strip().splitlines()) == 1 and "git" in message
+
+
+def test_a_comment_on_many_models_keeps_to_its_length() -> None:
+    short = [f"### `{number}`\n" for number in range(3)]
+    assert _fitting([("a" * 100, short[0]), ("b" * 200, short[1])]) == ["a" * 100, "b" * 200]
+    fitted = _fitting([("a" * 30_000, short[0]), ("b" * 50_000, short[1]), ("c" * 20_000, short[2])])
+    assert fitted == ["a" * 30_000, short[1], "c" * 20_000]
