@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from qir.api.emission import with_format, with_integer_io, write_session_options
 from qir.api.manifest import write_manifest
 from qir.api.opaque import first_opaque_node, split
-from qir.api.report_page import check_page_name, write_page
+from qir.api.report_page import check_page_name, written_page
 from qir.api.streaming import streaming, streams
 from qir.calibration.data import DataSource, hold_out, is_random, open_data
 from qir.calibration.images import Images
@@ -224,18 +225,21 @@ def quantize(
         integer_io=read_io(result.model.metadata),
         versions=current_versions(),
     )
-    if output is not None:
-        if report.passed:
+    if not report.passed:
+        report.output = None
+    with ExitStack() as page:
+        if report_to is not None:
+            samples = open_data(golden, input_specs(source), images=images) if golden is not None else held_out
+            samples = samples or calibration_data
+            page.enter_context(
+                written_page(Path(report_to), report, source, compiled, samples, measured.islands, watch)
+            )
+        if output is not None and report.passed:
             save(result.model, output)
             if spool is not None:
                 discard_spool(spool)
             if manifest:
                 write_manifest(output, arguments, result.pipeline, report.versions)
-        else:
-            report.output = None
-    if report_to is not None:
-        samples = open_data(golden, input_specs(source), images=images) if golden is not None else held_out
-        write_page(Path(report_to), report, source, compiled, samples or calibration_data, measured.islands, watch)
     return report
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qir.api.branches import compare_views
@@ -16,7 +18,7 @@ from qir.report.quantization import QuantizationReport
 from qir.targets.audit import Island
 from qir.validation.layers import LayerErrors
 
-__all__ = ["check_page_name", "write_page"]
+__all__ = ["check_page_name", "written_page"]
 
 _SAMPLES = 16
 _SUFFIXES = {".html": to_html, ".htm": to_html, ".md": to_markdown, ".markdown": to_markdown}
@@ -28,7 +30,8 @@ def check_page_name(path: Path) -> None:
         raise OptionError(f"report {str(path)!r}: its name must end in .html or .md")
 
 
-def write_page(
+@contextmanager
+def written_page(
     path: Path,
     report: QuantizationReport,
     source: Model,
@@ -36,19 +39,30 @@ def write_page(
     samples: DataSource | None,
     islands: tuple[Island, ...],
     progress: Progress,
-) -> None:
-    """Write the page, whole or not at all. Raises OutputError."""
+) -> Iterator[None]:
+    """The page gets its name when the block has run: so where one of page and model cannot be written, neither is.
+    Raises OutputError."""
     errors, missing = _layers(source, quantized, samples, progress)
     page = Evidence(errors, diff(source, quantized), islands, missing)
     content = _SUFFIXES[path.suffix.lower()](report, page)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
+        try:
+            temporary.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place")
 
 
 def _layers(

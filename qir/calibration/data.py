@@ -208,6 +208,8 @@ def _open_path(path: Path, specs: Sequence[InputSpec], ignore: Collection[str], 
         return _open_folder(path, specs, ignore, images)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise DataError(f"{path}: is no regular file: give an .npz, or a folder")
     if path.suffix == ".npy":
         name = specs[0].name if specs else "INPUT"
         raise DataError(f"{path}: a bare .npy names no input; numpy.savez(file, **{{'{name}': array}}) makes an .npz")

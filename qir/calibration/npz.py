@@ -109,6 +109,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NpzStack]:
     try:
         with zipfile.ZipFile(name) as archive:
             members = archive.infolist()
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
     except _DAMAGE as error:
         raise DataError(
             f"{name}: is no .npz archive ({error}); numpy.savez(file, INPUT_NAME=array) makes one"

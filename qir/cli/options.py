@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,4 +46,5 @@ def write_text(path: Path, content: str) -> None:
     except OSError as error:
         raise OutputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

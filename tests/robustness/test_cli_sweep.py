@@ -246,6 +246,28 @@ def test_an_output_folder_that_may_not_be_written(here: Path, capsys: Capture, c
         (here / "folder").chmod(0o755)
 
 
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_folder_that_is_a_file(here: Path, capsys: Capture, command: str) -> None:
+    assert "m.onnx" in refused(here, capsys, OUTPUTS[command].format("m.onnx/out"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that never ends")
+@pytest.mark.parametrize("command", READING_DATA)
+def test_data_that_never_end(here: Path, capsys: Capture, command: str) -> None:
+    assert "/dev/full: is no regular file" in refused(here, capsys, READING_DATA[command].format("/dev/full"))
+
+
+def test_no_model_without_the_report_that_was_asked_for(
+    here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *args: object, **options: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    line = "quantize m.onnx --calib x.npz --effort fast -o out.onnx --report page.html"
+    assert "'page.html' cannot be written (No space left on device)" in refused(here, capsys, line)
+
+
 @pytest.mark.parametrize(
     "line",
     [
