@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from qir.errors import OptionError, QirError, suggest
 from qir.ir import Model
@@ -26,6 +26,9 @@ from qir.rewriting import Numbering
 __all__ = ["Pipeline"]
 
 
+Item: TypeAlias = "Pass | type[Pass] | Pipeline | str"
+
+
 class Pipeline:
     """An immutable sequence of passes with their options.
 
@@ -39,10 +42,13 @@ class Pipeline:
     __slots__ = ("passes",)
     passes: tuple[Pass, ...]
 
-    def __init__(
-        self, items: Iterable[Pass | type[Pass] | Pipeline | str] = (), *, registry: Registry | None = None
-    ) -> None:
-        """From passes, pass classes (with default options), pipelines and pipeline text. Raises OptionError."""
+    def __init__(self, items: Item | Iterable[Item] = (), *, registry: Registry | None = None) -> None:
+        """From passes, pass classes (with default options), pipelines and pipeline text, several or one.
+
+        Raises OptionError for anything else.
+        """
+        if isinstance(items, Pass | Pipeline | str | type) or not isinstance(items, Iterable):
+            items = [items]
         self.passes = tuple(pass_ for item in items for pass_ in _resolve(item, registry))
 
     @classmethod
@@ -170,6 +176,10 @@ class Pipeline:
         A pass that raises is undone. Its QirError comes out with the pass's name in front, anything else (a bug) with
         a note. What the passes before it did stays in an ``in_place`` model.
         """
+        if not isinstance(model, Model):
+            raise OptionError(f"a pipeline runs over a Model, not over {model!r}: qir.load reads one from a file")
+        if odd := [watcher for watcher in instruments if not isinstance(watcher, Instrument)]:
+            raise OptionError(f"{odd[0]!r} is no Instrument object")
         work = model if in_place else model.clone()
         if reference is None:
             exact = all(pass_.effect is Effect.EXACT for pass_ in self.passes)
@@ -220,7 +230,12 @@ def _run_pass(
                 _infer_types(run)
             for watcher in watchers:
                 with timer.scope(_label(watcher)):
-                    verdict |= watcher.after_pass(run) or Verdict.KEEP
+                    answer = watcher.after_pass(run)
+                if not isinstance(answer, Verdict | None):
+                    raise OptionError(
+                        f"instrument {_label(watcher)!r} answered {answer!r} where a Verdict or None is due"
+                    )
+                verdict |= answer or Verdict.KEEP
         except BaseException as error:
             try:
                 for watcher in watchers:
@@ -299,7 +314,7 @@ def _label(watcher: Instrument) -> str:
 # Reading and writing
 
 
-def _resolve(item: Pass | type[Pass] | Pipeline | str, registry: Registry | None) -> Iterator[Pass]:
+def _resolve(item: Item, registry: Registry | None) -> Iterator[Pass]:
     match item:
         case Pass():
             check_pass_class(type(item), f"object {item!r}")

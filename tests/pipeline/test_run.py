@@ -107,6 +107,28 @@ def test_verification_stops_at_the_pass_that_broke_the_model() -> None:
         Pipeline([DropIdentity()]).run(model)
 
 
+def test_one_pass_makes_a_pipeline() -> None:
+    for one in (DropIdentity(), DropIdentity, Pipeline([DropIdentity()])):
+        assert str(Pipeline(one)) == "drop-identity"
+    assert str(Pipeline("canonicalize,fuse")) == "canonicalize,fuse"
+    with pytest.raises(OptionError, match="names, not of 3"):
+        Pipeline(3)  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_no_instrument_and_no_verdict_is_told() -> None:
+    class Loud(Instrument):
+        def after_pass(self, run: PassRun) -> Verdict | None:
+            return "ROLLBACK"  # type: ignore[return-value]
+
+    pipeline = Pipeline(DropIdentity)
+    with pytest.raises(OptionError, match=r"runs over a Model, not over 'a.onnx': qir.load reads one"):
+        pipeline.run("a.onnx")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="is no Instrument object"):
+        pipeline.run(chain(), instruments=[Loud])  # type: ignore[list-item]
+    with pytest.raises(OptionError, match="instrument 'Loud' answered 'ROLLBACK', no Verdict and not None"):
+        pipeline.run(chain(), instruments=[Loud()])
+
+
 @pytest.mark.parametrize("answer", [None, [1], Rule("r", Op("Relu"), lambda match: None)])
 def test_rules_that_are_none_are_told(answer: object) -> None:
     class Odd(RewritePass):
