@@ -232,9 +232,7 @@ def _run_pass(
                 with timer.scope(_label(watcher)):
                     answer = watcher.after_pass(run)
                 if not isinstance(answer, Verdict | None):
-                    raise OptionError(
-                        f"instrument {_label(watcher)!r} answered {answer!r} where a Verdict or None is due"
-                    )
+                    raise OptionError(f"instrument {_label(watcher)!r} answered {answer!r}, no Verdict and not None")
                 verdict |= answer or Verdict.KEEP
         except BaseException as error:
             try:

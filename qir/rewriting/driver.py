@@ -187,7 +187,13 @@ class _Driver:
                     readers[use.node] = None
             if new.type is None:
                 new.type = old.type
+            handed_out = [use for use in old.uses if use.is_graph_output]
             old.replace_all_uses(new)
+            for use in handed_out:
+                between = use.value.producer
+                if use.value is not new and use.value is not old and between is not None:
+                    for node in match.nodes:  # an Identity that hands out what cannot be an output itself
+                        merge_origin(between, node)
             maker = new.producer
             if maker is not None and maker in match.nodes:
                 changed[maker] = None

@@ -260,6 +260,13 @@ def test_the_content_of_a_constant_is_asked_by_its_name() -> None:
         match.array("x")
 
 
+def test_what_hands_out_a_graph_input_stands_for_the_matched_nodes() -> None:
+    model = graph('%a = Neg(%x) name="first"\n%y = Neg(%a) name="second"')
+    apply_rules([double_negation()], model)
+    (node,) = model.graph.nodes
+    assert (node.op, node.sources, node.output.name) == ("Identity", ["second", "first"], "y")
+
+
 def test_a_mistake_in_a_rule_is_noted_with_rule_and_node() -> None:
     with pytest.raises(ZeroDivisionError) as error:
         apply_rules([Rule("odd", Op("Log", X), lambda m: 1 / 0)], graph("%y = Log(%x)"))  # type: ignore[arg-type, return-value]
