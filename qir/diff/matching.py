@@ -30,6 +30,8 @@ __all__ = ["longest_increasing", "match_graphs"]
 
 _MOST_CELLS = 4_000_000
 """Of an alignment's table: 2000 by 2000 nodes take about half a second."""
+_MOST_CELLS_AGAIN = 25_000_000
+"""Where weights say that the first alignment went wrong."""
 _MOST_EDITS = 500
 _LONG_RUN = 6
 _COSTS = (0.0, 0.6, 0.9, 1.1)
@@ -279,15 +281,15 @@ class _Matcher:
             self._pair_runs(a.labels, b.labels)
             self._spread(a.labels, b.labels)
 
-    def _large(self) -> bool:
-        return any(len(x) * len(y) > _MOST_CELLS for x, y in problems(self.m))
+    def _large(self, most: int = _MOST_CELLS) -> bool:
+        return any(len(x) * len(y) > most for x, y in problems(self.m))
 
-    def _align_rests(self, *, last: bool = False) -> bool:
-        """Align every rest that is small enough; returns whether one was too large. ``last``: take large ones in
+    def _align_rests(self, most: int = _MOST_CELLS, *, last: bool = False) -> bool:
+        """Align every rest of at most that many cells; returns whether one was too large. ``last``: take large ones in
         pieces as they come."""
         large = False
         for rest_a, rest_b in problems(self.m):
-            if len(rest_a) * len(rest_b) <= _MOST_CELLS:
+            if len(rest_a) * len(rest_b) <= most:
                 self._align(rest_a, rest_b)
             elif last:
                 piece = 300
@@ -333,8 +335,10 @@ class _Matcher:
         nodes = [[n for n, mate in enumerate(mates) if mate < 0] for mates in (forward, backward)]
         first, told = (m.forward, m.backward), self._told(nodes)
         m.forward, m.backward = forward, backward
-        if not self._large():
-            self._align_rests()
+        if self._large(_MOST_CELLS_AGAIN):
+            m.forward, m.backward = first
+            return False
+        self._align_rests(_MOST_CELLS_AGAIN)
         if self._told(nodes) < told:
             return True
         m.forward, m.backward = first
