@@ -51,7 +51,7 @@ class Use(Linked):
         if new is old:
             return
         if not self._linked:
-            raise ValueError(f"{self._owner.label!r} was erased: it reads nothing any more")
+            raise ValueError(f"the reader of {old.name!r} was erased: it reads nothing any more")
         journal = new._state.journal
         if journal is not None:
             journal.record(self, "inputs", _restore_use, self, old, self._prev, self._next)

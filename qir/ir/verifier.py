@@ -132,8 +132,9 @@ class _Checker:
         if const is None:
             self.report(f"initializer {name!r} has no content", graph)
             return
-        if not isinstance(const, Tensor | SparseTensor):
-            self.report(f"initializer {name!r} holds a {type(const).__name__}: write Tensor.of(array)", graph)
+        held: object = const
+        if not isinstance(held, Tensor | SparseTensor):
+            self.report(f"initializer {name!r} holds a {type(held).__name__}: write Tensor.of(array)", graph)
             return
         if type_ is None:
             return

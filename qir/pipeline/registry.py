@@ -171,8 +171,9 @@ def check_pass_class(cls: type[Pass], source: str) -> None:
     missing = [field for field in ("name", "effect") if not hasattr(cls, field)]
     if missing:
         raise OptionError(f"{source}: pass class {cls.__name__!r} has no {missing[0]!r}")
-    if not isinstance(cls.effect, Effect):
-        wrong = f"pass class {cls.__name__!r} has effect {cls.effect!r}"
+    effect: object = cls.effect
+    if not isinstance(effect, Effect):
+        wrong = f"pass class {cls.__name__!r} has effect {effect!r}"
         raise OptionError(f"{source}: {wrong}: use Effect.EXACT or another")
     if not re.fullmatch(r"[a-z0-9_.]+(-[a-z0-9_.]+)*", cls.name):
         raise OptionError(f"{source}: pass class {cls.__name__!r} has the name {cls.name!r}: use kebab-case")
