@@ -184,8 +184,13 @@ class Rule:
         if node.graph is None:
             return f"rule {self.name!r}: the node was erased"
         search = Search(node.graph, traced=True)
-        found = self.search(node, model, self.root_patterns(), search)
         where = f"rule {self.name!r} at {node.op} {node.label!r}"
+        try:
+            found = self.search(node, model, self.root_patterns(), search)
+        except QirError:
+            raise
+        except Exception as error:  # the author's code: that it raises is the answer
+            return f"{where}: a condition or its check raised {type(error).__name__}: {error}"
         if isinstance(found, Match):
             note = "; it carries quantization annotations, so it is left alone"
             return f"{where}: matches{note if not self.keeps_quant and any(map(is_annotated, found.nodes)) else ''}"

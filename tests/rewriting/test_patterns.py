@@ -253,6 +253,13 @@ def test_a_name_that_a_match_lacks_is_told_with_what_there_is() -> None:
         assert told in error.value.args[0]
 
 
+def test_a_condition_that_raises_is_explained() -> None:
+    model = graph("%y = Log(%x)")
+    rule = Rule("odd", Op("Log", Any("x", where=lambda value: 1 / 0)), same)  # type: ignore[arg-type, return-value]
+    told = "rule 'odd' at Log 'y': a condition or its check raised ZeroDivisionError: division by zero"
+    assert rule.explain(root(model), model) == told
+
+
 def test_the_content_of_a_constant_is_asked_by_its_name() -> None:
     match = found(Op("Add", X, Const("c")), "@c: f32[2] = [1, 2]\n%y = Add(%x, @c)")
     assert match is not None and match.array("c").tolist() == [1, 2]
