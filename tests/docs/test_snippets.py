@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qir.api import benching, quantizing
 from qir.cli import main
+from qir.runtime.latency import compare_latency
+from qir.targets import tuning
 from tests.docs.snippets import blocks, commands, printed_for, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,6 +22,23 @@ MODEL = ROOT / "golden_models" / "resnet-shapes"
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md"))]
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are not what is tested here, so they are taken briefly."""
+    for room in (quantizing, benching):
+        monkeypatch.setattr(room, "compare_latency", partial(_briefly, compare_latency))
+    monkeypatch.setattr(tuning, "tune_costs", partial(_quickly, tuning.tune_costs))
+
+
+def _briefly(measure: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return measure(*arguments, **{**options, "seconds": 0.05})
+
+
+def _quickly(measure: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return measure(*arguments, **{**options, "quick": True})
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_works(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source, name in (("model.onnx", "model.onnx"), ("calib.npz", "samples.npz"), ("eval.npz", "check.npz")):
