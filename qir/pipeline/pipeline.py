@@ -22,6 +22,7 @@ from qir.pipeline.result import PassReport, PipelineResult
 from qir.pipeline.text import Quoted, Raw, Step, format_steps, parse_steps
 from qir.pipeline.timing import Timer
 from qir.rewriting import Numbering
+from qir.runtime.blas import one_blas_thread
 
 __all__ = ["Pipeline"]
 
@@ -190,7 +191,7 @@ class Pipeline:
         )
         watchers: list[Instrument] = [*_verification(verify), *instruments]
         result = PipelineResult(work, str(self), timing=timer.root)
-        with collector_relaxed(), timer.new_scope("pipeline") as result.timing:
+        with collector_relaxed(), one_blas_thread(), timer.new_scope("pipeline") as result.timing:
             with timer.scope("shape inference"):
                 result.first_remarks += _first_types(work)
             for watcher in watchers:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from qir.errors import ModelError, OptionError, QirError, VerifyError
 from qir.ir import DType, Interval, Model, TensorType, Value
@@ -351,3 +353,27 @@ def test_the_collector_is_left_as_it_was() -> None:
     Pipeline([Look]).run(chain())
     assert min(counts) > 0 and len(counts) == 3
     assert gc.get_freeze_count() == 0 and gc.isenabled()
+
+
+@dataclass(frozen=True)
+class Hessian(Pass):
+    """Multiplies a matrix whose product has other bits on two threads than on one."""
+
+    name: ClassVar[str] = "hessian"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        inputs = np.random.default_rng(0).standard_normal((3000, 384)).astype(np.float32)
+        result = PassResult()
+        result.statistics["digest"] = hash((inputs.T @ inputs).tobytes())
+        return result
+
+
+def test_products_do_not_depend_on_the_number_of_threads() -> None:
+    digests = set()
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads, user_api="blas"):
+            before = threadpool_info()
+            digests.add(Pipeline([Hessian()]).run(chain()).passes[0].statistics["digest"])
+            assert threadpool_info() == before
+    assert len(digests) == 1
