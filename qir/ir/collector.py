@@ -26,7 +26,7 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():
+            if not (_relaxed() or gc.get_freeze_count()):
                 _count_as_old()
             gc.enable()
 
@@ -38,7 +38,7 @@ def collector_relaxed() -> Iterator[None]:
     For long work on a model that makes garbage too, such as running passes: what is made and dropped inside of the
     block is still collected. Within another such block it does nothing.
     """
-    if gc.get_freeze_count():
+    if _relaxed() or gc.get_freeze_count():
         yield
         return
     thresholds = gc.get_threshold()
@@ -50,6 +50,11 @@ def collector_relaxed() -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         _count_as_old()
+
+
+def _relaxed() -> bool:
+    """Whether this is inside of ``collector_relaxed``. Asked first: counting what is frozen walks over all of it."""
+    return gc.get_threshold()[0] >= _YOUNG
 
 
 def _count_as_old() -> None:

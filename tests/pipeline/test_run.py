@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from qir.errors import ModelError, OptionError, QirError, VerifyError
 from qir.ir import DType, Interval, Model, TensorType, Value
+from qir.ir.collector import collector_relaxed
 from qir.ir.parser import parse_model
 from qir.pipeline import Effect, Instrument, Pass, PassContext, PassResult, PassRun, Pipeline, RemarkFilter, Verdict
 from qir.pipeline.remarks import format_remarks
@@ -377,3 +378,13 @@ def test_products_do_not_depend_on_the_number_of_threads() -> None:
             digests.add(Pipeline([Hessian()]).run(chain()).passes[0].statistics["digest"])
             assert threadpool_info() == before
     assert len(digests) == 1
+
+
+def test_cloning_in_a_pass_never_counts_the_frozen_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain()
+    with collector_relaxed():
+        monkeypatch.setattr(gc, "get_freeze_count", lambda: pytest.fail("walked over all that is frozen"))
+        model.clone()
+        with collector_relaxed():
+            model.clone()
+        monkeypatch.undo()
