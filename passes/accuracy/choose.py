@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -58,7 +59,7 @@ class Choose(Pass):
             return result
         if ctx.calibration is None:
             raise DataError("no calibration data to choose by: give samples with --calib, or calibration=...")
-        best = self._best(model, ctx, result) if len(pipelines) > 1 else 0
+        best = self._best(pipelines, model, ctx, result) if len(pipelines) > 1 else 0
         for pass_ in pipelines[best]:
             done = pass_.run(model, ctx)
             result.remarks += done.remarks
@@ -67,20 +68,22 @@ class Choose(Pass):
                 result.count(name, count)
         return result
 
-    def _best(self, model: Model, ctx: PassContext, result: PassResult) -> int:
+    def _best(self, pipelines: Sequence[Sequence[Pass]], model: Model, ctx: PassContext, result: PassResult) -> int:
+        """The index of the pipeline that is surely better than those before it, else 0."""
         data = open_data(ctx.calibration, input_specs(model))
         places = spread_indices(data, _EVERY * self.samples)
         if len(places) < _FEWEST:
             result.remarks.append(self.note(None, f"{self.of[0]} runs: {len(places)} samples are too few to choose by"))
             return 0
         checked = places[1::_EVERY]
-        fitted = replace(ctx, calibration=Picked(data, [place for place in places if place not in checked]))
+        others = [place for index, place in enumerate(places) if index % _EVERY != 1]
+        fitted = replace(ctx, calibration=Picked(data, others))
         evaluator = Evaluator(model, list(Picked(data, checked)), fitted)
         best = 0
         scores = None
-        for index, text in enumerate(self.of):
+        for index, (text, passes) in enumerate(zip(self.of, pipelines, strict=True)):
             copy = model.clone()
-            for pass_ in Pipeline.parse(text).passes:
+            for pass_ in passes:
                 pass_.run(copy, fitted)
             found = evaluator.sqnrs_of(evaluator.outputs(copy, correct=False))
             if scores is None:

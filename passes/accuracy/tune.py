@@ -160,7 +160,7 @@ class _Trial:
         self._known: dict[tuple[tuple[str, ...], Hashable], np.ndarray] = {}
         self._scored: dict[tuple[tuple[str, ...], str], np.ndarray | None] = {}
         self._prepared: dict[tuple[str, ...], Model | None] = {(): model}
-        self._free: dict[tuple[str, ...], None] = {}
+        self._free: set[tuple[str, ...]] = set()
         """Preparations after which no threshold matters, as all that is quantized is so at run time."""
         self._ranges: dict[tuple[tuple[str, ...], str], dict[Value, Interval]] = {}
         self._means: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
@@ -186,7 +186,7 @@ class _Trial:
         Quantize(recipe=self._owner.recipe).run(copy, self._ctx)
         Partition(recipe=self._owner.recipe).run(copy, self._ctx)
         if not _has_thresholds(copy):
-            self._free[prepared] = None
+            self._free.add(prepared)
         key = (prepared, _annotations(copy))
         if key not in self._known:
             if self._evaluator is None:

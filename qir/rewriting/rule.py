@@ -11,7 +11,7 @@ import numpy as np
 from qir.errors import QirError
 from qir.ir import Graph, Model, Node, Type, Value
 from qir.rewriting.edits import add_constant, constant_of, is_annotated, opset_of
-from qir.rewriting.patterns import OneOf, Op
+from qir.rewriting.patterns import OneOf, Op, Pattern
 from qir.rewriting.search import Search
 
 __all__ = ["Check", "Match", "Refused", "Replacement", "Rewrite", "RewriteError", "Rule", "makers_of"]
@@ -161,7 +161,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a pattern that does not start at an operator."""
-        if not all(isinstance(root, Op) for root in self.root_patterns()):
+        if len(self.root_patterns()) < len(self._alternatives()):
             raise ValueError(f"rule {self.name!r}: the root of a pattern must be an Op")
 
     @property
@@ -203,8 +203,10 @@ class Rule:
 
     def root_patterns(self) -> Sequence[Op]:
         """The patterns of which a match has to fit one."""
-        pattern = self.pattern
-        return pattern.alternatives if isinstance(pattern, OneOf) else (pattern,)  # type: ignore[return-value]  # checked when the rule was made
+        return [root for root in self._alternatives() if isinstance(root, Op)]
+
+    def _alternatives(self) -> Sequence[Pattern]:
+        return self.pattern.alternatives if isinstance(self.pattern, OneOf) else (self.pattern,)
 
     def search(self, node: Node, model: Model | None, roots: Sequence[Op], search: Search) -> Match | Refused | None:
         """``match`` for these of its root patterns."""

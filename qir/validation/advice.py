@@ -199,8 +199,9 @@ class _Search:
         kept = list(lines)
         for line in lines:
             choices: list[list[Line]] = [kept, [one for one in kept if one is not line]]
-            for kind in line.kinds or () if line.kinds is not None and len(line.kinds) > 1 else ():
-                fewer = of_kinds({name: own for name, own in (line.kinds or {}).items() if name != kind})
+            kinds = line.kinds if len(line.kinds) > 1 else {}
+            for kind in kinds:
+                fewer = of_kinds({name: own for name, own in kinds.items() if name != kind})
                 choices.append([fewer if one is line else one for one in kept])
             reached = self._reached(choices, self.feeds)
             worth = [db - self._price(choice) for db, choice in zip(reached, choices, strict=True)]
@@ -208,8 +209,8 @@ class _Search:
                 kept = choices[1]
                 continue
             # Kinds that do not pay, all at once: errors of different kinds hardly depend on each other here.
-            needless = {kind for kind, one in zip(line.kinds or (), worth[2:], strict=False) if one >= worth[0]}
-            left = {name: own for name, own in (line.kinds or {}).items() if name not in needless}
+            needless = {kind for kind, one in zip(kinds, worth[2:], strict=True) if one >= worth[0]}
+            left = {name: own for name, own in kinds.items() if name not in needless}
             if needless and left:
                 kept = [of_kinds(left) if one is line else one for one in kept]
         return kept

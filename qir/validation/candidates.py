@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from qir.analysis.cost import node_cost, with_input_shapes
 from qir.ir import Node, Tensor, Value
 from qir.quant.recipe import Recipe
 from qir.targets import Target
+from qir.validation.alignment import Unit
 from qir.validation.injection import LINEAR, MORE_BITS, TRIED_METHODS, Group, Plan
 from qir.validation.layers import Arrays, LayerErrors
 
@@ -31,7 +32,7 @@ class Line:
     names: tuple[str, ...]
     op: str
     bias: bool = False
-    kinds: Mapping[str, Sequence[Node]] | None = None
+    kinds: Mapping[str, Sequence[Node]] = field(default_factory=dict)
 
     @property
     def way(self) -> str | None:
@@ -79,7 +80,10 @@ def prices(found: LayerErrors, nodes: Sequence[Node], feed: Arrays, target: Targ
     names = {value.name for value in reference.graph.inputs}
     sized = with_input_shapes(reference, {name: np.shape(array) for name, array in feed.items() if name in names})
     copies = dict(zip(reference.walk(), sized.walk(), strict=True))
-    units = {node: [layer.unit for layer in found.layers if layer.unit.node is node] for node in nodes}
+    units: dict[Node, list[Unit]] = {node: [] for node in nodes}
+    for layer in found.layers:
+        if layer.unit.node in units:
+            units[layer.unit.node].append(layer.unit)
     computed = {node for node in nodes if any(unit.kind in ("static", "dynamic") for unit in units[node])}
     table = target.cost
     total = sum(table.node_us_as(copy, node in computed) for node, copy in copies.items())

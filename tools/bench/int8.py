@@ -246,15 +246,9 @@ class Bench:
         scores = ZooScores(self.zoo, self.name, labels)
         if scores.kind is None:
             return None
-
-        def of(model: str | Path) -> np.ndarray:
-            runner = OrtRunner(model)
-            wanted = scores.output or runner.outputs[0].name
-            return scores.of([runner.run(feed)[wanted] for feed in feeds])
-
         if self._scores_float is None:
-            self._scores_float = of(self.model)
-        return scores.drop(self._scores_float, of(out))
+            self._scores_float = scores.of_model(self.model, feeds)
+        return scores.drop(self._scores_float, scores.of_model(out, feeds))
 
 
 def ort_command(bench: Bench, by: str, preset: str) -> list[str]:

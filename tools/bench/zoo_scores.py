@@ -6,11 +6,13 @@ models, and the interval of the paired difference is several times narrower than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from qir.runtime.session import OrtRunner
 
 RESAMPLES = 4000
 
@@ -48,6 +50,12 @@ class ZooScores:
         if self.kind == "NLL":
             return np.array([self._loss(one, index) for one, index in zip(outputs, self._indices, strict=True)])
         return np.empty(0)
+
+    def of_model(self, model: str | Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """``of`` what the model makes of these feeds."""
+        runner = OrtRunner(model)
+        wanted = self.output or runner.outputs[0].name
+        return self.of([np.asarray(runner.run(feed, [wanted])[wanted]) for feed in feeds])
 
     def _loss(self, logits: np.ndarray, index: int) -> float:
         targets = self._data["targets"][index]
