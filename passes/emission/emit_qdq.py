@@ -119,8 +119,7 @@ class _Emitter:
             graph = use.graph
             if (wanted, graph) not in numbers:
                 numbers[wanted, graph] = self._dequantizer(value, integers[wanted], wanted, use)
-            number = numbers[wanted, graph]
-            value.replace_all_uses(number, where=lambda other, use=use: other is use)  # type: ignore[misc]
+            use.replace(numbers[wanted, graph])
 
     def _quantizer(self, value: Value, source: Value, quant: StaticQuant) -> Value:
         scale, zero = self._parameter_values(quant, value)

@@ -148,8 +148,7 @@ def _quantize_input(value: Value, dtype: DType, ranges: Ranges, opset: int, barr
             _barrier(numbers) if any(use.node is not None and use.node.op in barriers for use in others) else numbers
         )
         for use in others:
-            source = behind if use.node is not None and use.node.op in barriers else numbers
-            value.replace_all_uses(source, where=lambda other, use=use: other is use)  # type: ignore[misc]
+            use.replace(behind if use.node is not None and use.node.op in barriers else numbers)
     value.type = TensorType(dtype, value.shape)
     return quant
 

@@ -227,8 +227,7 @@ class _Converter:
         for use in graph.output_uses:
             value = use.value
             if value in self.narrowed and (self.keep_io or graph.owner is not None):
-                wide = self._cast(value, graph, DType.FLOAT, None)
-                value.replace_all_uses(wide, where=lambda other, use=use: other is use)  # type: ignore[misc]
+                use.replace(self._cast(value, graph, DType.FLOAT, None))
 
     def _cast(self, value: Value, graph: Graph, to: DType, before: Node | None) -> Value:
         """One cast of a value in a graph; nodes are visited in order, so the first place serves all."""

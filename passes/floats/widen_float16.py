@@ -107,8 +107,7 @@ def _cast_outputs(graph: Graph, half: list[int], result: PassResult) -> None:
     for index in half:
         use = graph.output_uses[index]
         if use.value.dtype is DType.FLOAT:
-            narrow = _cast(graph, use.value, DType.FLOAT16, None)
-            use.value.replace_all_uses(narrow, where=lambda other, use=use: other is use)  # type: ignore[misc]
+            use.replace(_cast(graph, use.value, DType.FLOAT16, None))
             result.count("casts")
 
 

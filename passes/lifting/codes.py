@@ -273,18 +273,15 @@ class Lifting:
 
     def _type_of(self, node: Node, data: Value, dtype: DType) -> StaticQuant:
         rank = None if data.shape is None else len(data.shape)
+        content = constant_of(data)
         return static_type(
             node.input(1), node.input(2), dtype, node.get("axis", 1), rank=rank, block=node.get("block_size", 0),
-            shape=None if constant_of(data) is None else constant_of(data).shape,  # type: ignore[union-attr]
+            shape=None if content is None else content.shape,
         )  # fmt: skip
 
     def _read(self, use: Use, number: Value, quant: StaticQuant) -> None:
         """Let a reader of a dequantizer's result read the float value, quantized on the way."""
-        if not use.is_graph_output:
-            use.value = number
-            use.quant = quant
-            return
-        use.value.replace_all_uses(number, where=lambda other: other is use)
+        use.replace(number)
         if use.value is number:
             use.quant = quant
         elif use.value.producer is not None and use.value.producer.op == "Identity":

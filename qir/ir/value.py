@@ -86,6 +86,13 @@ class Use(Linked):
         """The value comes from a scope around the graph that uses it."""
         return self._value.graph is not self.graph
 
+    def replace(self, new: Value) -> bool:
+        """Read ``new``; a graph output keeps its name, as of ``Value.replace_all_uses``. False where it has to stay."""
+        if self._owner.is_graph and new is not self._value:
+            return self._owner._replace_output(self, new)
+        self.value = new
+        return True
+
     @property
     def effective_quant(self) -> QuantType | None:
         """What the consumer reads, INHERIT resolved; None is float."""
@@ -264,13 +271,8 @@ class Value(Linked):
             return 0
         moved = 0
         for use in list(self._uses):  # a snapshot: moving a use links it into the other value's list
-            if where is not None and not where(use):
-                continue
-            if not use._owner.is_graph:
-                use.value = new
-            elif not use._owner._replace_output(use, new):
-                continue
-            moved += 1
+            if (where is None or where(use)) and use.replace(new):
+                moved += 1
         return moved
 
     def __repr__(self) -> str:

@@ -292,8 +292,10 @@ def _with_places(reference: Model, values: Sequence[Value]) -> tuple[Model, dict
         maker = copy.producer
         assert maker is not None and isinstance(copy.type, TensorType)
         error = graph.add_input(f"qir.error.{index}", TensorType(copy.type.dtype, None))
+        readers = list(copy.uses)
         add = graph.add_node("Add", [copy, error], types=[copy.type], before=maker.next)
-        copy.replace_all_uses(add.output, where=lambda use, add=add: use.node is not add)  # type: ignore[misc]
+        for use in readers:
+            use.replace(add.output)
         places[value] = error.name
     return clone.model, places
 

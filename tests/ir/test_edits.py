@@ -102,6 +102,21 @@ def test_replace_some_uses() -> None:
     assert a.replace_all_uses(a) == 0
 
 
+def test_replace_one_use() -> None:
+    model = parse_model(CHAIN)
+    a, b, y = (node(model, name).output for name in "aby")
+    assert all(use.replace(model.graph.inputs[0]) for use in list(a.uses) if use.index == 1)
+    assert lines(model)[1:] == ["%b: f32[4] = Mul(%a, @w)", "%y: f32[4] = Add(%b, %x)"]
+    [output] = y.uses
+    assert output.replace(y) and output.value is y and y.name == "y"
+    assert output.replace(b) and output.value is b and b.name == "y"
+    verify(model)
+    through = parse_model("graph (%x: f32[4]) -> (%x) { %a = Relu(%x) }")
+    [stays] = [use for use in through.graph.inputs[0].uses if use.is_graph_output]
+    assert not stays.replace(next(through.walk()).output)
+    assert stays.value is through.graph.inputs[0]
+
+
 def test_outputs_of_bodies_are_taken_by_position() -> None:
     model = parse_model(BODY)
     t = node(model, "t")
