@@ -8,11 +8,10 @@ from math import log10
 from typing import Any, ClassVar
 
 from qir.analysis.cost import node_cost, with_input_shapes
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import DerivedQuant, Model, Node, UseQuantMarker
-from qir.passes.accuracy.correct_bias import spread
 from qir.passes.accuracy.evaluation import Evaluator, Outputs, worst_sqnr
 from qir.passes.accuracy.paired import Gain
 from qir.passes.annotation.partition import Partition

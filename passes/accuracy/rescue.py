@@ -9,13 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from qir.calibration.collect import expose
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.calibration.statistics import MinMax
 from qir.codegen import runnable
 from qir.errors import DataError
 from qir.ir import DynamicQuant, Model, Node, StaticQuant, Value
-from qir.passes.accuracy.correct_bias import spread
 from qir.passes.accuracy.evaluation import Evaluator
 from qir.passes.annotation.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.sequential import Step, float_means, integer_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Model, StaticQuant, Value
-from qir.passes.accuracy.correct_bias import correct_bias, spread
+from qir.passes.accuracy.correct_bias import correct_bias
 from qir.passes.emission.emit_qdq import EmitQdq
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target

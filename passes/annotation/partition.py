@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import networkx as nx
 
 from qir.analysis.cost import node_cost, with_input_shapes
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.sequential import graph_layers
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
 from qir.ir import Model, Node, StaticQuant, Use, Value
-from qir.passes.accuracy.correct_bias import spread
 from qir.passes.annotation.place import dequantize_node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target

@@ -10,13 +10,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from qir.calibration.collect import expose
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.codegen.exporter import model_message
 from qir.errors import DataError, OptionError
 from qir.ir import Model, Node, StaticQuant, Value
-from qir.passes.accuracy.correct_bias import spread
 from qir.passes.accuracy.round_blocks import round_blocks
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize

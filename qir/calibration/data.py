@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
-from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +78,13 @@ class DataSource:
             return self._total
         return sum(map(self._keep, range(self._total)))
 
+    def counted(self) -> int:
+        """How many feeds there are; walks over all of them where only that tells."""
+        if self.count is None:
+            for _ in self:
+                pass
+        return len(self)
+
     def __len__(self) -> int:
         count = self.count
         if count is None:
@@ -118,10 +124,7 @@ def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
 
     A source of unknown length is walked over once to count it.
     """
-    if source.count is None:
-        for _ in source:
-            pass
-    total = len(source)
+    total = source.counted()
     if total < HELD_OUT_FROM:
         return source, None
 
@@ -131,18 +134,15 @@ def hold_out(source: DataSource) -> tuple[DataSource, DataSource | None]:
     return source.subset(lambda index: not out(index)), source.subset(out)
 
 
-def spread(data: object, count: int) -> list[Mapping[str, np.ndarray]]:
-    """At most ``count`` feeds of a source, evenly spread over it."""
-    feeds: Iterable[Any] = data if length_hint(data, -1) >= 0 else list(data)  # type: ignore[call-overload, assignment]
-    wanted = set(spread_indices(feeds, count))
-    return [feed for index, feed in enumerate(feeds) if index in wanted]
+def spread(data: DataSource, count: int) -> list[Mapping[str, np.ndarray]]:
+    """At most ``count`` feeds of a source, evenly spread over it; only these are held."""
+    wanted = set(spread_indices(data, count))
+    return [feed for index, feed in enumerate(data) if index in wanted]
 
 
-def spread_indices(data: Iterable[Any], count: int) -> list[int]:
+def spread_indices(data: DataSource, count: int) -> list[int]:
     """The places of at most ``count`` feeds, evenly spread; a source of unknown length is walked over to count it."""
-    total = length_hint(data, -1)
-    if total < 0:
-        total = sum(1 for _ in data)
+    total = data.counted()
     if total <= count:
         return list(range(total))
     return sorted({round(index * (total - 1) / max(count - 1, 1)) for index in range(count)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from qir.calibration.data import DataSource, DataWarning, hold_out, open_data
+from qir.calibration.data import DataSource, DataWarning, hold_out, open_data, spread
 from qir.calibration.feeds import family, fit
 from qir.calibration.pb import find_sets, read_set, write_set
 from qir.errors import DataError
@@ -293,6 +294,25 @@ def test_errors_in_a_subset_name_the_place_in_the_full_source() -> None:
     assert outside is not None
     with pytest.raises(DataError, match="sample 15"):
         list(outside)
+
+
+def test_spread_feeds_of_a_source_of_unknown_length_are_all_that_is_held() -> None:
+    alive: set[int] = set()
+    most = 0
+
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal most
+        for feed in range(60):
+            array = np.full((1, 2), feed, np.float32)
+            alive.add(feed)
+            weakref.finalize(array, alive.discard, feed)
+            most = max(most, len(alive))
+            yield {"x": array}
+            del array
+
+    found = spread(open_data(source, [SPEC]), 4)
+    assert [float(feed["x"][0, 0]) for feed in found] == [0, 20, 39, 59]
+    assert most <= 4 + 3
 
 
 def test_taking_the_first_few_reads_no_further() -> None:

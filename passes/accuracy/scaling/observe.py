@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from qir.calibration.collect import collect
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.calibration.statistics import ChannelStatistics
 from qir.errors import DataError
 from qir.ir import Model, Value
-from qir.passes.accuracy.correct_bias import spread
 from qir.pipeline.contract import PassContext
 
 __all__ = ["observe_channels"]
