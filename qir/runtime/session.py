@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import onnxruntime as ort
 
 from qir.errors import ModelError, QirError, UnsupportedError
@@ -139,7 +140,13 @@ class OrtRunner:
         return self._session
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Output]:
-        names = list(self._kinds) if outputs is None else list(outputs)
+        """The outputs by name, all without ``outputs``; the name of an input that is fed gives what is fed."""
+        wanted = list(self._kinds) if outputs is None else list(outputs)
+        names = [name for name in wanted if name in self._kinds or name not in feeds]
+        if len(names) < len(wanted):
+            found = {name: np.asarray(feeds[name]) for name in wanted if name not in names}
+            found.update(self.run(feeds, names))
+            return {name: found[name] for name in wanted}
         if not names:  # onnxruntime would take an empty list for "all"
             return {}
         try:

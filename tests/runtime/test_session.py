@@ -33,6 +33,15 @@ def test_a_model_runs_from_bytes_and_from_a_path(tmp_path: Path, config: Session
         np.testing.assert_allclose(runner.run({"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_name_of_an_input_gives_what_is_fed() -> None:
+    runner = OrtRunner(mlp().SerializeToString())
+    x = np.ones((2, 8), np.float32)
+    assert list(runner.run({"x": x}, ["y", "x"])) == ["y", "x"]
+    assert runner.run({"x": x}, ["x"])["x"] is x
+    with pytest.raises(ModelError, match="Invalid output name"):
+        runner.run({"x": x}, ["z"])
+
+
 def test_external_data_is_found_by_path_and_for_bytes_by_folder(tmp_path: Path) -> None:
     onnx.save(mlp(64), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=16)
     assert (tmp_path / "w.bin").is_file()
