@@ -23,8 +23,6 @@ from qir.validation.layers import LayerErrors, compare_layers
 __all__ = ["View", "compare_views", "views"]
 
 Feed = Mapping[str, np.ndarray]
-_DEPTH = 4
-"""Of Ifs in Ifs."""
 
 
 @dataclass(slots=True)
@@ -53,13 +51,14 @@ def compare_views(
 
 def views(reference: Model, quantized: Model, feeds: Sequence[Feed]) -> list[View]:
     """At least one; the one with most feeds first. The models are not edited."""
-    found = list(_split(View(reference, quantized, list(feeds), {}), _DEPTH))
+    found = list(_split(View(reference, quantized, list(feeds), {})))
     return sorted(found, key=lambda view: -len(view.feeds))
 
 
-def _split(view: View, depth: int) -> Iterator[View]:
+def _split(view: View) -> Iterator[View]:
+    """By the Ifs of the main graphs, then by those that stood in their branches."""
     pairs = _pairs(view.reference, view.quantized)
-    if not pairs or depth == 0:
+    if not pairs:
         yield view
         return
     sorts: dict[tuple[bool, ...], list[Feed]] = {}
@@ -71,38 +70,38 @@ def _split(view: View, depth: int) -> Iterator[View]:
         for (one, other), condition in zip(pairs, taken, strict=True):
             paths |= _inline(ours.nodes[one], condition, view.paths)
             _inline(theirs.nodes[other], condition, {})
-        yield from _split(View(ours.model, theirs.model, feeds, paths), depth - 1)
+        yield from _split(View(ours.model, theirs.model, feeds, paths))
 
 
 def _pairs(reference: Model, quantized: Model) -> list[tuple[Node, Node]]:
     """The Ifs of the main graphs that are the same one, by name or provenance."""
     theirs: dict[str, Node] = {}
-    for node in quantized.graph.nodes:
-        if node.op == "If" and node.domain in ("", "ai.onnx"):
-            theirs.update(dict.fromkeys((node.label, *node.sources), node))
-    return [
-        (node, theirs[node.label])
-        for node in reference.graph.nodes
-        if node.op == "If" and node.domain in ("", "ai.onnx") and node.label in theirs
-    ]
+    for node in filter(_can_open, quantized.graph.nodes):
+        theirs.update(dict.fromkeys((node.label, *node.sources), node))
+    pairs: dict[Node, Node] = {}
+    for node in filter(_can_open, reference.graph.nodes):
+        if node.label in theirs:
+            pairs.setdefault(theirs[node.label], node)
+    return [(ours, other) for other, ours in pairs.items()]
+
+
+def _can_open(node: Node) -> bool:
+    """Whether it is an If that ``inline_branch`` takes: none whose result is annotated."""
+    return node.op == "If" and node.domain in ("", "ai.onnx") and all(value.quant is None for value in node.outputs)
 
 
 def _taken(reference: Model, nodes: Sequence[Node], feeds: Sequence[Feed]) -> Iterator[tuple[bool, ...]]:
-    """For each feed, the condition of each If."""
-    conditions = [node.input(0) for node in nodes]
-    exposed, names = expose(reference, [value for value in conditions if value is not None])
+    """For each feed, the condition of each If: made in the model, fed, or a constant."""
+    conditions = [value for node in nodes if (value := node.input(0)) is not None]
+    exposed, names = expose(reference, conditions)
     known = {value: name for name, value in names.items()}
     defaults = {name: value.const.numpy() for name, value in names.items() if isinstance(value.const, Tensor)}
     with runnable(exposed, annotations="drop") as source:
         runner = OrtRunner(source, PLAIN)
         made_here = {spec.name for spec in runner.outputs} & set(names)
         for feed in feeds:
-            got = dict(feed) | (runner.run(feed, sorted(made_here)) if made_here else {})
-            yield tuple(
-                bool(np.asarray(got.get(known[value], defaults.get(known[value]))).reshape(-1)[0])
-                for value in conditions
-                if value is not None
-            )
+            got = {**defaults, **feed, **runner.run(feed, sorted(made_here))}
+            yield tuple(bool(np.asarray(got[known[value]]).item()) for value in conditions)
 
 
 def _inline(node: Node, condition: bool, paths: Mapping[str, str]) -> dict[str, str]:
@@ -112,8 +111,8 @@ def _inline(node: Node, condition: bool, paths: Mapping[str, str]) -> dict[str, 
     assert isinstance(branch, Graph)
     around = f"{paths[label]}/" if label in paths else ""
     names = {inner: inner.label for inner in branch.nodes}
-    if not inline_branch(node, condition):
-        return {}
+    opened = inline_branch(node, condition)
+    assert opened, "its results are not annotated"
     for inner, name in names.items():
         inner.name = name
     return dict.fromkeys(names.values(), f"{around}{label}/{key}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from qir import golden_models
 from qir.api import compare, load, quantize
 from qir.api.branches import views
 from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
+from tests.passes.int8 import model
 
 FOLDER = golden_models.path("adaptive-digits")
 
@@ -36,3 +39,28 @@ def test_nodes_in_branches_have_rows_and_lines() -> None:
     assert paths["deep"] == "choose/then_branch" and paths["stem"] is None
     assert report.advice.suggestions
     report.recipe.assign(source)  # every line matches a node, or this raises
+
+
+def nested(depth: int) -> str:
+    """Ifs in Ifs, so deep, all by one condition."""
+    inner = "%leaf: f32[2] = Relu(%x)"
+    result = "leaf"
+    for level in range(depth):
+        inner = (
+            f"%r{level}: f32[2] = If(%c) {{"
+            f"then_branch = graph () -> (%{result}) {{ {inner} }}, "
+            f"else_branch = graph () -> (%e{level}) {{ %e{level}: f32[2] = Neg(%x) }}"
+            f'}} name="if{level}"'
+        )
+        result = f"r{level}"
+    return f"graph g(%x: f32[2], %c: bool[]) -> (%{result}) {{ {inner} }}"
+
+
+def test_ifs_are_opened_however_deep_they_stand() -> None:
+    source = model(nested(7))
+    feeds = [{"x": np.ones(2, np.float32), "c": np.asarray(taken)} for taken in (True, True, False)]
+    deep, shallow = views(source, source, feeds)
+    for view, op in ((deep, "Relu"), (shallow, "Neg")):
+        assert [node.op for node in view.reference.graph.nodes if node.op != "Identity"] == [op]
+    assert deep.paths["leaf"] == "/".join(f"if{level}/then_branch" for level in reversed(range(7)))
+    assert len(deep.feeds) == 2 and len(shallow.feeds) == 1
