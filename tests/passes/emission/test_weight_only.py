@@ -256,8 +256,9 @@ def test_the_file_keeps_to_its_target_size(share: float, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("rounding", ["mse", "gptq"])
 def test_a_layer_may_read_the_models_input_itself(rounding: str) -> None:
-    body = "  @w: f32[64,32] #51\n  @v: f32[32,32] #52\n  %h: f32[N,32] = MatMul(%x, @w)\n  %y: f32[N,32] = MatMul(%h, @v)\n"
-    source = model(f"graph g(%x: f32[N,64]) -> (%y) {{\n{body}}}\n", opset=21)
+    weights = "  @w: f32[64,32] #51\n  @v: f32[32,32] #52\n"
+    body = "  %h: f32[N,32] = MatMul(%x, @w)\n  %y: f32[N,32] = MatMul(%h, @v)\n"
+    source = model(f"graph g(%x: f32[N,64]) -> (%y) {{\n{weights}{body}}}\n", opset=21)
     samples = [{"x": np.random.default_rng(seed).normal(size=(8, 64)).astype(np.float32)} for seed in range(4)]
     text = f"quantize-weights{{min-size=1 rounding={rounding}}},emit-weight-only"
     made = Pipeline.parse(text).run(source, calibration=samples).model
