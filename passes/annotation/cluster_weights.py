@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from qir.ir import CodebookQuant, Model
-from qir.passes.annotation.weight_codes import WeightCodes, store_weights
+from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, store_weights
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.codebook import learn_tables, learn_vectors, part_count, to_rows
 
@@ -62,12 +62,18 @@ class ClusterWeights(Pass):
             raise ValueError("dim must be 1, 2, 4 or 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe)
-        return store_weights(self, options, self._code, model, ctx)
+        options = WeightCodes(
+            self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe, refit="tables"
+        )
+        result = PassResult()
+        weights = gather_weights(self, options, model, result)
+        store_weights(self, options, weights, self._code, model, ctx, result)
+        return result
 
-    def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:
+    def _code(self, weight: Weight, importance: np.ndarray) -> CodebookQuant:
+        axis = weight.axis
         whole = CodebookQuant(self.bits, ((0.0,),), axis)
-        rows, weights = to_rows(weight, whole).astype(np.float64), to_rows(importance, whole)
+        rows, weights = to_rows(weight.array, whole).astype(np.float64), to_rows(importance, whole)
         largest = np.abs(rows).max(axis=1)
         scale = largest.astype(np.float32)  # 0 for a channel of zeros, which no level need then be
         # Rounding down must not bring the largest number above 1.

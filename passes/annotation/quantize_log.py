@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from qir.ir import CodebookQuant, Model
-from qir.passes.annotation.weight_codes import WeightCodes, store_weights
+from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, store_weights
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.codebook import to_rows
 from qir.quant.logarithmic import BASES, Base, decode_log, encode_log, log_levels
@@ -61,17 +61,23 @@ class QuantizeLog(Pass):
             raise ValueError("bits must be 2 to 8")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        options = WeightCodes(self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe)
-        return store_weights(self, options, self._code, model, ctx)
+        options = WeightCodes(
+            self.min_size, self.min_channel, self.samples, self.rows, self.keep_float, self.recipe,
+            refit="nothing" if self.power_of_two_scale else "scales",
+        )  # fmt: skip
+        result = PassResult()
+        weights = gather_weights(self, options, model, result)
+        store_weights(self, options, weights, self._code, model, ctx, result)
+        return result
 
-    def _code(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant:
-        whole = CodebookQuant(self.bits, ((0.0,),), axis)
-        rows, weights = to_rows(weight, whole).astype(np.float64), to_rows(importance, whole)
+    def _code(self, weight: Weight, importance: np.ndarray) -> CodebookQuant:
+        whole = CodebookQuant(self.bits, ((0.0,),), weight.axis)
+        rows, weights = to_rows(weight.array, whole).astype(np.float64), to_rows(importance, whole)
         bases: tuple[Base, ...] = tuple(BASES) if self.base == "auto" else (self.base,)
         found = [(*self._scales(rows, weights, base), base) for base in bases]
         scale, _, base = min(found, key=lambda one: one[1])
         table = tuple(log_levels(self.bits, base).astype(np.float64).tolist())
-        return CodebookQuant(self.bits, (table,), axis, tuple(scale.tolist()))
+        return CodebookQuant(self.bits, (table,), weight.axis, tuple(scale.tolist()))
 
     def _scales(self, rows: np.ndarray, weights: np.ndarray, base: Base) -> tuple[np.ndarray, float]:
         """The best scale a row, float32, and the error that is left in all."""

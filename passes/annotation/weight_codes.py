@@ -3,15 +3,16 @@
 Layers are visited in order with the inputs that the coded layers before them make; each weight's importance is a power
 of how strongly its input varies, and rounding, where it goes to few levels, makes later columns pay for the errors of
 earlier ones (``quant.gptq``). Which power, and whether rounding pays, calibration samples that were held out decide,
-layer by layer. Constants that no such layer reads get their nearest levels.
+layer by layer. Levels are then fitted to the codes and codes to the levels, in turn (``quant.refit``). Constants that no
+such layer reads get their nearest levels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
 from qir.passes.accuracy.correct_bias import correct_bias, spread
 from qir.pipeline.contract import Pass, PassContext, PassResult
 from qir.quant.codebook import decode, encode, level_count, row_levels
-from qir.quant.gptq import Moments, output_error, round_levels
+from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
 from qir.quant.recipe import Recipe
+from qir.quant.refit import refit_levels
 
-__all__ = ["Coder", "Weight", "WeightCodes", "store_weights"]
+__all__ = ["Coder", "Weight", "WeightCodes", "gather_weights", "nearest", "store_weights"]
 
 _LARGEST_MOMENT = 2047.0
 """Inputs are scaled to whole numbers of this magnitude, whose products add up exactly: the same on any thread count."""
@@ -40,6 +42,7 @@ _SMALL = 2.0**-10
 _MOST_LEVELS = 64
 """With more levels the nearest one is near enough."""
 _MOST_COLUMNS = 4096
+_REFITS = 2
 
 _OPERANDS = {
     "Conv": (1,),
@@ -57,7 +60,7 @@ _OPERANDS = {
 class Coder(Protocol):
     """Chooses levels: ``importance`` (of the weight's shape) weighs squared errors."""
 
-    def __call__(self, weight: np.ndarray, axis: int | None, importance: np.ndarray) -> CodebookQuant: ...
+    def __call__(self, weight: Weight, importance: np.ndarray) -> CodebookQuant: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class WeightCodes:
     rows: int
     keep_float: tuple[str, ...]
     recipe: str | None = None
+    refit: Literal["tables", "scales", "nothing"] = "nothing"
+    """What is fitted to the codes once they are chosen; ``tables``: scales as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,23 @@ class Weight:
     node: Node
     axis: int | None
 
+    @property
+    def array(self) -> np.ndarray:
+        assert self.value.tensor is not None
+        return self.value.tensor.numpy()
 
-def store_weights(owner: Pass, options: WeightCodes, coder: Coder, model: Model, ctx: PassContext) -> PassResult:
-    """Annotate the model's weights with what ``coder`` chooses, and bring them onto those levels."""
-    result = PassResult()
-    weights = {weight.value: weight for weight in _weights(owner, options, model, result)}
+
+def store_weights(
+    owner: Pass,
+    options: WeightCodes,
+    found: Iterable[Weight],
+    coder: Coder,
+    model: Model,
+    ctx: PassContext,
+    result: PassResult,
+) -> None:
+    """Annotate the weights ``found`` with what ``coder`` chooses, and bring them onto those levels."""
+    weights = {weight.value: weight for weight in found}
     if ctx.calibration is not None and weights:
         feeds = spread(open_data(ctx.calibration, input_specs(model)), options.samples)
         layers = [layer for layer in linear_layers(model) if _reads_matrix(layer, weights)]
@@ -94,7 +111,7 @@ def store_weights(owner: Pass, options: WeightCodes, coder: Coder, model: Model,
         for step in visit_layers(model, layers, feeds, lambda copy: None, inputs=True):
             weight = weights.pop(step.layer.weight_use.value, None)
             if weight is not None:
-                quant, numbers, power = _fit(step, weight, coder, options.rows)
+                quant, numbers, power = _fit(step, weight, coder, options)
                 step.set_weight(numbers)
                 _store(owner, weight, quant, numbers, result)
                 result.count(f"weighted by moment^{power:g}")
@@ -104,16 +121,22 @@ def store_weights(owner: Pass, options: WeightCodes, coder: Coder, model: Model,
             ctx.progress.advance()
         ctx.progress.finish()
     for weight in weights.values():
-        assert weight.value.tensor is not None
-        array = weight.value.tensor.numpy()
-        quant = coder(array, weight.axis, np.ones_like(array))
-        _store(owner, weight, quant, decode(encode(array, quant), quant, array.shape), result)
+        quant = coder(weight, np.ones_like(weight.array))
+        _store(owner, weight, quant, nearest(weight, quant), result)
     result.changed = bool(result.statistics)
-    return result
 
 
-def _weights(owner: Pass, options: WeightCodes, model: Model, result: PassResult) -> Iterator[Weight]:
-    """The constants worth storing as codes; remarks say why the others are not."""
+def nearest(weight: Weight, quant: CodebookQuant) -> np.ndarray:
+    """The weight on the nearest levels."""
+    return decode(encode(weight.array, quant), quant, weight.array.shape)
+
+
+def gather_weights(owner: Pass, options: WeightCodes, model: Model, result: PassResult) -> list[Weight]:
+    """The constants worth storing as codes; remarks in ``result`` say why the others are not."""
+    return list(_gather(owner, options, model, result))
+
+
+def _gather(owner: Pass, options: WeightCodes, model: Model, result: PassResult) -> Iterator[Weight]:
     kept = Recipe.open(options.recipe).with_float(options.keep_float).resolve(model)
     small: list[Value] = []
     for graph in model.graph.graphs():
@@ -178,40 +201,47 @@ def _reads_matrix(layer: Layer, weights: dict[Value, Weight]) -> bool:
     return node.op == "Conv" or (not node.get("transA", 0) and node.get("alpha", 1.0) == 1.0)
 
 
-def _fit(step: Step, weight: Weight, coder: Coder, rows: int) -> tuple[CodebookQuant, np.ndarray, float]:
+def _fit(
+    step: Step, weight: Weight, coder: Coder, options: WeightCodes
+) -> tuple[CodebookQuant, np.ndarray, float]:
     """The levels of a layer's weight, the weight on them, and the power of the weighting that they are chosen with.
 
     How much a weight counts, and whether rounding by effect pays, is decided on samples held out; the levels and codes
     are then chosen anew, on all of them.
     """
-    assert weight.value.tensor is not None
-    layer = _Layer(step, weight.value.tensor.numpy(), weight.axis, coder, rows)
+    layer = _Layer(step, weight, coder, options.rows)
     trials = [layer.code(power, layer.fitted, layer.held_out) for power in _WEIGHTINGS]
     best = min(trials, key=lambda trial: trial.error)
     power = _WEIGHTINGS[trials.index(best)]
     final = layer.code(power, layer.all, None)
-    return final.quant, final.rounded if best.rounding_pays else final.nearest, power
+    if final.rounded is None or not best.rounding_pays:
+        return final.quant, nearest(weight, final.quant), power
+    quant, rounded = final.quant, final.rounded
+    if options.refit != "nothing" and len(layer.cuts) == 1:
+        for _ in range(_REFITS):
+            quant, rounded = layer.refit(quant, rounded, tables=options.refit == "tables")
+    return quant, layer.geometry.weight(rounded).astype(np.float32), power
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
-    """``error``: mean square error of the layer's results with the better of the two weights."""
+    """``rounded``: the weight as a matrix, rounded by effect; None where there are too many levels for it to matter.
+    ``error``: mean square error of the layer's results with the better of the nearest and the rounded weight."""
 
     quant: CodebookQuant
-    nearest: np.ndarray
-    rounded: np.ndarray
+    rounded: np.ndarray | None
     error: float
     rounding_pays: bool
 
 
 class _Layer:
-    """A layer's weight (``array``), and second moments of its inputs: of all samples, of those to choose by, and of
-    those to judge by, (groups, columns, columns) each, cut where there are very many columns."""
+    """A layer's weight, as the matrix ``targets``, and second moments of its inputs: of all samples, of those to choose
+    by, and of those to judge by, (groups, columns, columns) each, cut where there are very many columns."""
 
-    def __init__(self, step: Step, array: np.ndarray, axis: int | None, coder: Coder, rows: int) -> None:
-        self.array, self.axis, self.coder = array, axis, coder
-        self.geometry = layer_rows(step.layer.node, array.shape)
-        self.targets = self.geometry.matrix(array.astype(np.float64))
+    def __init__(self, step: Step, weight: Weight, coder: Coder, rows: int) -> None:
+        self.weight, self.coder = weight, coder
+        self.geometry = layer_rows(step.layer.node, weight.array.shape)
+        self.targets = self.geometry.matrix(weight.array.astype(np.float64))
         wanted = -(-rows // max(len(step.inputs), 1))
         parts = [self.geometry.rows(one.astype(np.float32), wanted) for one in step.inputs]
         largest = max(float(np.abs(part).max(initial=0.0)) for part in parts) or 1.0
@@ -235,30 +265,44 @@ class _Layer:
         return found
 
     def code(self, power: float, hessians: list[np.ndarray], judges: list[np.ndarray] | None) -> _Trial:
-        """Levels and codes for a weight that counts as its input's second moment to that power; no errors without
-        ``judges``."""
+        """Levels and codes by ``hessians``, each weight counted by that power of its input's strength; the error without
+        ``judges`` is 0."""
         strength = np.concatenate([np.diagonal(hessian, axis1=1, axis2=2) for hessian in hessians], axis=1)
         # A dead input still has a weight, which some other input may wake.
         strength = np.power(strength + 1e-3 * strength.mean(axis=1, keepdims=True), power)
         importance = self.geometry.weight(np.broadcast_to(strength[:, None, :], self.targets.shape))
-        quant = self.coder(self.array, self.axis, importance)
-        nearest = decode(encode(self.array, quant), quant, self.array.shape)
-        levels = _useful_levels(quant, 1 if self.axis is None else self.array.shape[self.axis])
-        plain, rounded = self.geometry.matrix(nearest), None
+        quant = self.coder(self.weight, importance)
+        levels, rounded = self._levels(quant), None
         if levels is not None:
             rounded = np.empty(self.targets.shape)
-            groups, rows, _ = self.targets.shape
-            levels = np.broadcast_to(levels, (groups * rows, levels.shape[1])).reshape(groups, rows, -1)
             for cut, hessian in zip(self.cuts, hessians, strict=True):
                 rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels)
-        errors = [math.inf if one is None else self._error(one, judges or []) for one in (plain, rounded)]
-        made = nearest if rounded is None else self.geometry.weight(rounded).astype(np.float32)
-        return _Trial(quant, nearest, made, min(errors), errors[1] < errors[0])
+        if judges is None:
+            return _Trial(quant, rounded, 0.0, False)
+        plain = self.geometry.matrix(nearest(self.weight, quant))
+        errors = [math.inf if one is None else self._error(one, judges) for one in (plain, rounded)]
+        return _Trial(quant, rounded, min(errors), errors[1] < errors[0])
+
+    def refit(self, quant: CodebookQuant, rounded: np.ndarray, *, tables: bool) -> tuple[CodebookQuant, np.ndarray]:
+        """Levels fitted to the codes of ``rounded``, by all samples, and codes that go down from there."""
+        (hessian,) = self.all
+        quant, numbers = refit_levels(quant, self.targets, rounded, damped_moments(hessian), tables=tables)
+        levels = self._levels(quant)
+        assert levels is not None
+        return quant, round_levels(self.targets, hessian, levels, start=numbers)
+
+    def _levels(self, quant: CodebookQuant) -> np.ndarray | None:
+        """Ascending levels of each row that rounding chooses among, (groups, rows, levels), if there are few."""
+        levels = _useful_levels(quant, 1 if self.weight.axis is None else self.weight.array.shape[self.weight.axis])
+        if levels is None:
+            return None
+        groups, rows, _ = self.targets.shape
+        return np.broadcast_to(levels, (groups * rows, levels.shape[1])).reshape(groups, rows, -1)
 
     def _error(self, numbers: np.ndarray, judges: list[np.ndarray]) -> float:
         lost = self.targets - numbers
         return sum(
-            float(output_error(lost[..., cut], judge).sum()) for cut, judge in zip(self.cuts, judges, strict=False)
+            float(output_error(lost[..., cut], judge).sum()) for cut, judge in zip(self.cuts, judges, strict=True)
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,8 +23,9 @@ _HALF_FROM = 64
 class EmitCodebook(Pass):
     """Write weights that are annotated as codebooks as packed codes and the standard operators that decode them, all on
     constants: a runtime computes them once, when it loads the model, and then runs at the speed of the float model.
-    Codes of up to 4 bits are u4 from opset 21 on; below, two share a byte, those of a tensor's first half in the low
-    bits. ``emit-qdq`` does this too.
+    Codes of 1, 2, 4 and 8 bits are stored as they are, others as the sum of such: 4 bits and 1 for 5. Four bits are u4
+    from opset 21 on; else several share a byte, those of a tensor's first part in the low bits. ``emit-qdq`` does this
+    too.
 
     Before::
 
@@ -54,6 +56,15 @@ class EmitCodebook(Pass):
                     result.count("weights")
         result.changed = bool(result.statistics)
         return result
+
+
+def _planes(bits: int) -> Iterator[tuple[int, int]]:
+    """(offset, width) of the parts of a code, low bits first, each of a width that fills bytes."""
+    offset = 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            yield offset, width
+            offset += width
 
 
 class _Emitter:
@@ -102,31 +113,40 @@ class _Emitter:
         self.graph.remove_initializer(value)
 
     def _indices(self, value: Value, codes: np.ndarray, bits: int) -> Value:
-        """s32 of the shape of ``codes``, from their packed form."""
+        """s32 of the shape of ``codes``, from their packed planes."""
         wide = TensorType(DType.INT32, codes.shape)
-        name = f"{value.name}_codes"
-        if bits > 4:
-            stored = self.graph.add_initializer(name, Tensor.of(codes))
-            return self._add("Cast", [stored], wide, to=DType.INT32.code)
-        if self.opset >= 21:
-            stored = self.graph.add_initializer(name, Tensor.of(codes, DType.UINT4))
-            return self._add("Cast", [stored], wide, to=DType.INT32.code)
+        total: Value | None = None
+        for offset, width in _planes(bits):
+            name = f"{value.name}_codes{offset or ''}"
+            part = self._plane(name, (codes >> offset) & ((1 << width) - 1), width)
+            part = self._add("Cast", [part], wide, to=DType.INT32.code)
+            if total is None:
+                total = part
+                continue
+            factor = self._constant(np.array(1 << offset, np.int32), "factor")
+            total = self._add("Add", [total, self._add("Mul", [part, factor], wide)], wide)
+        assert total is not None
+        return total
+
+    def _plane(self, name: str, codes: np.ndarray, width: int) -> Value:
+        """``codes`` of ``width`` bits: u8, or u4 where the opset has that."""
+        if width == 8:
+            return self.graph.add_initializer(name, Tensor.of(codes))
+        if width == 4 and self.opset >= 21:
+            return self.graph.add_initializer(name, Tensor.of(codes, DType.UINT4))
+        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
         flat = codes.reshape(-1)
-        half = -(-flat.size // 2)
-        low, high = flat[:half], np.append(flat[half:], np.zeros(2 * half - flat.size, np.uint8))
-        stored = self.graph.add_initializer(name, Tensor.of(low | high << 4))
-        byte = TensorType(DType.UINT8, (half,))
-        parts = [
-            self._add("Mod", [stored, self._constant(np.array(16, np.uint8), "sixteen")], byte),
-            self._add("BitShift", [stored, self._constant(np.array(4, np.uint8), "four")], byte, direction="RIGHT"),
-        ]
-        result = self._add("Concat", parts, TensorType(DType.UINT8, (2 * half,)), axis=0)
-        if 2 * half > flat.size:
+        each = -(-flat.size // len(shifts))
+        filled = np.append(flat, np.zeros(each * len(shifts) - flat.size, np.uint8)).reshape(len(shifts), each)
+        stored = self.graph.add_initializer(name, Tensor.of(np.bitwise_or.reduce(filled << shifts, axis=0)))
+        byte = TensorType(DType.UINT8, filled.shape)
+        result = self._add("BitShift", [stored, self._constant(shifts, "shifts")], byte, direction="RIGHT")
+        result = self._add("Mod", [result, self._constant(np.array(1 << width, np.uint8), "codes")], byte)
+        if filled.size > flat.size:
+            result = self._add("Reshape", [result, self._ints((-1,))], TensorType(DType.UINT8, (filled.size,)))
             bounds = [self._ints((0,)), self._ints((flat.size,))]
             result = self._add("Slice", [result, *bounds], TensorType(DType.UINT8, (flat.size,)))
-        if codes.ndim > 1:
-            result = self._add("Reshape", [result, self._ints(codes.shape)], TensorType(DType.UINT8, codes.shape))
-        return self._add("Cast", [result], wide, to=DType.INT32.code)
+        return self._add("Reshape", [result, self._ints(codes.shape)], TensorType(DType.UINT8, codes.shape))
 
     def _table(self, value: Value, quant: CodebookQuant) -> Value:
         """f32: (tables, levels), one table (levels), or (levels, dim)."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from qir.quant.pairs import PAIR_LIMIT
 
-__all__ = ["Moments", "output_error", "round_codes", "round_levels", "round_numbers"]
+__all__ = ["Moments", "damped_moments", "output_error", "round_codes", "round_levels", "round_numbers"]
 
 _BLOCK = 128
 _EXACT_IN_FLOAT32 = 1 << 24
@@ -97,12 +97,15 @@ def round_levels(
     damping: float = 0.01,
     activation_order: bool = True,
     sweeps: int = 1,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """Levels (groups, rows, columns), float64, for the weights ``targets`` of the same shape: as ``round_codes``, onto
-    the ascending ``levels`` (groups, rows, L) of each row."""
+    the ascending ``levels`` (groups, rows, L) of each row. ``start``: numbers on those levels, which the sweeps then
+    start from."""
     order, damped, wanted = _ordered(targets, hessian, damping, activation_order)
+    first = None if start is None else np.ascontiguousarray(np.swapaxes(start[..., order], 1, 2), dtype=np.float64)
     found = np.empty(targets.shape)
-    found[..., order] = np.swapaxes(_rounded(wanted, damped, _Levels(levels), sweeps), 1, 2)
+    found[..., order] = np.swapaxes(_rounded(wanted, damped, _Levels(levels), sweeps, first), 1, 2)
     return found
 
 
@@ -123,7 +126,7 @@ def round_numbers(
     columns), or broadcast to it.
     """
     columns = weights.shape[-1]
-    damped = _damped(hessian, damping)
+    damped = damped_moments(hessian, damping)
     strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
     order = np.argsort(-strength, kind="stable") if activation_order else np.arange(columns)
     damped = damped[:, order[:, None], order]
@@ -148,7 +151,7 @@ def _ordered(
     targets: np.ndarray, hessian: np.ndarray, damping: float, activation_order: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The order of columns, and in that order the damped moments and the targets (groups, columns, rows)."""
-    damped = _damped(hessian, damping)
+    damped = damped_moments(hessian, damping)
     strength = np.diagonal(damped, axis1=1, axis2=2).sum(axis=0)
     order = np.argsort(-strength, kind="stable") if activation_order else np.arange(targets.shape[-1])
     # Columns are visited as rows, which lie together in memory.
@@ -156,8 +159,10 @@ def _ordered(
     return order, damped[:, order[:, None], order], wanted
 
 
-def _rounded(wanted: np.ndarray, damped: np.ndarray, rounder: _Rounder, sweeps: int) -> np.ndarray:
-    codes = _nearest_plane(wanted, damped, rounder)
+def _rounded(
+    wanted: np.ndarray, damped: np.ndarray, rounder: _Rounder, sweeps: int, start: np.ndarray | None = None
+) -> np.ndarray:
+    codes = _nearest_plane(wanted, damped, rounder) if start is None else start
     for _ in range(sweeps):
         _descend(wanted, damped, rounder, codes)
     return codes
@@ -218,7 +223,8 @@ class _Grid:
         return np.asarray(np.clip(np.rint(ideal / scale), self._low[:, index], self._high[:, index]) * scale)
 
 
-def _damped(hessian: np.ndarray, damping: float) -> np.ndarray:
+def damped_moments(hessian: np.ndarray, damping: float = 0.01) -> np.ndarray:
+    """``hessian`` (groups, columns, columns) with ``damping`` times the mean of its diagonal added to that."""
     columns = hessian.shape[-1]
     mean = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)
     # An input that never varies says nothing: any positive diagonal then means rounding to the nearest.
