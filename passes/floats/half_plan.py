@@ -102,6 +102,9 @@ class _Rules:
             return "it belongs to an integer region"
         if node.op in _GENERATORS:
             return f"{node.op} makes numbers that 16 bits may not count"
+        unknown = next((value.name for value in node.inputs if value is not None and value.type is None), None)
+        if unknown is not None:
+            return f"the type of {unknown!r} is not known"
         if not any(value is not None and value.dtype is DType.FLOAT for value in (*node.inputs, *node.outputs)):
             return None
         if not self._has_form(node):

@@ -280,3 +280,21 @@ def test_stored_constants_of_nodes_that_a_recipe_keeps_stay_float32() -> None:
     for option in ("keep-float=y", 'recipe="[[node]]\\nmatch = \\"y\\"\\nprecision = \\"float\\""'):
         result = Pipeline.parse(f"convert-float{{form=storage {option}}}").run(source)
         assert [str(value.tensor.dtype) for value in result.model.graph.initializers if value.tensor] == ["f32", "f16"]
+
+
+def test_what_reads_a_value_of_unknown_type_stays_float32() -> None:
+    source = model(
+        """
+graph g(%x: f32[1,8,64]) -> (%y) {
+  @w: f32[64,192] #31
+  @b: f32[192] #32
+  @v: f32[64,64] #33
+  %a = com.microsoft.Attention(%x, @w, @b) {num_heads=4}
+  %m = MatMul(%a, @v)
+  %y: f32[1,8,64] = Relu(%m)
+}
+"""
+    )
+    result = Pipeline.parse("convert-float").run(source)
+    assert any("the type of 'a' is not known" in str(remark) for remark in result.remarks)
+    OrtRunner(to_bytes(result.model))
