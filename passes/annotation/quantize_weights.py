@@ -190,7 +190,8 @@ class Weight:
     def importance(self, energy: Mapping[Value, np.ndarray]) -> np.ndarray | None:
         """How much the square of each weight's error counts, in a shape that broadcasts to the weight."""
         slot = self.slots[0]
-        found = energy.get(slot.node.input(0)) if slot.role is Role.LINEAR else None  # type: ignore[arg-type]
+        data = slot.node.input(0)
+        found = energy.get(data) if slot.role is Role.LINEAR and data is not None else None
         if found is None or len(found) != slot.shape[slot.axis] or not found.any():
             return None
         counted = found / found.mean() + 1e-3  # nothing counts nothing: other inputs than the samples may come

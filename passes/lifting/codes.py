@@ -66,6 +66,11 @@ class Lifting:
         self._floats: dict[tuple[Value, StaticQuant], Value] = {}
         self._done: list[Node] = []
 
+    def codes_of(self, node: Node, index: int) -> Codes | None:
+        """What an operand stores; None where it is missing, or no quantizer's result."""
+        value = node.input(index)
+        return None if value is None else self.codes.get(value)
+
     # QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear
 
     def quantizer(self, node: Node) -> None:

@@ -135,7 +135,7 @@ def _reduce_mean(node: Node, lifting: Lifting) -> None:
 
 def _integer_product(node: Node, lifting: Lifting) -> None:
     """MatMulInteger or ConvInteger, Cast, Mul by both scales: standard ONNX for a product with a float result."""
-    source = lifting.codes.get(node.input(0))  # type: ignore[arg-type]
+    source = lifting.codes_of(node, 0)
     if source is None:
         raise NotLiftable("its activation is no result of a quantizer")
     cast = _only_reader(node.output)
@@ -220,7 +220,7 @@ def _dynamic_product(node: Node, lifting: Lifting) -> None:
 
 def _product_to_float(node: Node, lifting: Lifting) -> None:
     """MatMulIntegerToFloat: A, B, a_scale, b_scale, a_zero_point, b_zero_point, bias."""
-    source = lifting.codes.get(node.input(0))  # type: ignore[arg-type]
+    source = lifting.codes_of(node, 0)
     b = _column_type(node, 3, 5, 1)
     if source is not None and source.scale is not None:
         if node.input(2) is not source.scale or node.input(4) is not source.zero:
@@ -273,7 +273,7 @@ def _dynamic_lstm(node: Node, lifting: Lifting) -> None:
 
 def _attention(node: Node, lifting: Lifting) -> None:
     """QAttention: input, weight, bias, input_scale, weight_scale, mask_index, input and weight zero points, past."""
-    source = lifting.codes.get(node.input(0))  # type: ignore[arg-type]
+    source = lifting.codes_of(node, 0)
     weight = node.input(1)
     if source is None or weight is None or source.scale is None or node.input(3) is not source.scale:
         raise NotLiftable("its activation is no result of DynamicQuantizeLinear")

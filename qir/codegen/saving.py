@@ -99,23 +99,19 @@ def _mentions(path: Path, name: str) -> bool:
 
 def _wants_external(model: Model) -> bool:
     inside = 0
-    for value in _candidates(model):
-        if value.const.location is not None:
+    for _, tensor in _candidates(model):
+        if tensor.location is not None:
             return True
-        inside += value.const.nbytes
+        inside += tensor.nbytes
     return inside > MOST_BYTES - MOST_BYTES // 32
 
 
-class _Weight(Value):
-    const: Tensor
-
-
-def _candidates(model: Model) -> Iterator[_Weight]:
+def _candidates(model: Model) -> Iterator[tuple[Value, Tensor]]:
     """Initializers that may stand outside: dense, not strings, of the main graph and its bodies."""
     for graph in model.graph.graphs():
         for value in graph.initializers:
             if isinstance(value.const, Tensor) and value.const.dtype is not DType.STRING:
-                yield value  # type: ignore[misc]  # a Value whose const is known
+                yield value, value.const
 
 
 def _layout(model: Model, threshold: int, location: str) -> dict[Value, ExternalEntry]:
@@ -123,8 +119,7 @@ def _layout(model: Model, threshold: int, location: str) -> dict[Value, External
     layout: dict[Value, ExternalEntry] = {}
     places: dict[object, ExternalEntry] = {}
     end = 0
-    for value in _candidates(model):
-        tensor = value.const
+    for value, tensor in _candidates(model):
         size = tensor.nbytes
         if size < max(threshold, 1):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -268,8 +268,11 @@ class PairComparison:
         after = describer.after(view, number)
         verb = "added" if side else "removed"
         title = f"{ref.op} {ref.name} {verb}{f' after {after}' if after else ''}"
-        nodes = {"new": (ref,), "after": text} if side else {"old": (ref,), "before": text}
-        change = Change(kind, title, view.where, **nodes)  # type: ignore[arg-type]
+        change = (
+            Change(kind, title, view.where, new=(ref,), after=text)
+            if side
+            else Change(kind, title, view.where, old=(ref,), before=text)
+        )
         if piece is not None:
             self.owner.pieces[id(change)] = (id(view), piece)
         elif passes_on(view, number, describer.type_of):
@@ -338,9 +341,8 @@ class PairComparison:
             self.owner.docs.append((self.owner.old.ref(self.m.a, x), self.owner.new.ref(self.m.b, y)))
 
 
-def metadata_details(old: object, new: object, prefix: str = "") -> list[Detail]:
-    before = dict(old or {})  # type: ignore[call-overload]
-    after = dict(new or {})  # type: ignore[call-overload]
+def metadata_details(old: Mapping[str, str] | None, new: Mapping[str, str] | None, prefix: str = "") -> list[Detail]:
+    before, after = old or {}, new or {}
     return [
         Detail("metadata", prefix + key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

@@ -57,10 +57,13 @@ def value_details(old: Value, new: Value, places: tuple[int, int] | None) -> lis
 def value_change(
     kind: ChangeKind, word: str, old: Value | None, new: Value | None, details: list[Detail], where: str = ""
 ) -> Change:
-    name = (new or old).name  # type: ignore[union-attr]
+    """One of them is None where the interface gained or lost the value."""
     texts = [None if value is None else f"{value.name}: {format_type(value.type)}" for value in (old, new)]
-    if old is None or new is None:
-        title = f"{word} {name} {'added' if old is None else 'removed'}"
+    if old is None:
+        assert new is not None
+        title = f"{word} {new.name} added"
+    elif new is None:
+        title = f"{word} {old.name} removed"
     else:
         title = f"{word} {old.name}: {'; '.join(say(detail) for detail in details)}"
     return Change(kind, title, where, texts[0], texts[1], details=tuple(details))

@@ -138,8 +138,8 @@ class _Checker:
             return
         if type_ is None:
             return
-        fits = isinstance(type_, TensorType if isinstance(const, Tensor) else TensorType | SparseTensorType)
-        if not fits or not _describes(type_, const):  # type: ignore[arg-type]
+        held_by = TensorType if isinstance(const, Tensor) else TensorType | SparseTensorType
+        if not isinstance(type_, held_by) or not _describes(type_, const):
             content = f"{const.dtype}[{','.join(map(str, const.shape))}]"
             self.report(f"initializer {name!r} is of type {format_type(type_)}, its content is {content}", graph)
 

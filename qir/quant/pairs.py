@@ -91,7 +91,8 @@ def _hot_pairs(first: np.ndarray, second: np.ndarray, scale: np.ndarray) -> tupl
         found.append((np.abs(a[hot], dtype=np.float32), np.abs(b[hot], dtype=np.float32), hot[-2] + start))
     if not found:
         return np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+    firsts, seconds, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return firsts, seconds, places
 
 
 def _codes_fit(first: np.ndarray, second: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ operand orders of a commutative op and alternatives are tried one after the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import permutations
 from typing import Any as Object
 
@@ -378,7 +379,7 @@ class Op(Pattern):
         for key, wanted in self.attributes.items():
             found = node.get(key, self.defaults.get(key))
             if not (wanted(found) if callable(wanted) else wanted == found):
-                search.fail(lambda key=key, found=found: f"{node.op} {node.label!r} has {key}={found!r}")  # type: ignore[misc]  # mypy knows no lambda defaults
+                search.fail(partial(_has, node, key, found))
                 return False
         if self.where is not None and not self.where(node):
             search.fail(lambda: f"{node.op} {node.label!r} does not satisfy the rule's condition on it")
@@ -470,3 +471,7 @@ def _origin(value: Value | None) -> str:
     if value.producer is not None:
         return f"{value.producer.op} {value.producer.label!r}"
     return f"{'constant' if value.const is not None else 'input'} {value.name!r}"
+
+
+def _has(node: Node, key: str, found: Object) -> str:
+    return f"{node.op} {node.label!r} has {key}={found!r}"

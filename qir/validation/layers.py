@@ -358,10 +358,8 @@ class Cut:
             image = clone.values[unit.image]
             seen = [image]
             if unit.image is not unit.result:  # the dequantizers of other scopes say the same
-                maker = image.producer
-                assert maker is not None and maker.input(0) is not None
-                quantizer = maker.input(0).producer  # type: ignore[union-attr]
-                assert quantizer is not None
+                assert image.producer is not None
+                quantizer = _quantizer_before(image.producer)
                 seen = [node.output for node in dequantizers(quantizer)]
             if any(value.uses for value in seen):
                 name = f"qir.cut.{index}"
@@ -394,6 +392,12 @@ class Cut:
         }
 
 
+def _quantizer_before(dequantizer: Node) -> Node:
+    codes = dequantizer.input(0)
+    assert codes is not None and codes.producer is not None
+    return codes.producer
+
+
 def _requantized(value: Value, seen: Sequence[Value], wanted: bool) -> list[Value]:
     """The value for each of the dequantized ones that it stands in for, through quantizers like theirs if wanted."""
     if not wanted:
@@ -401,10 +405,8 @@ def _requantized(value: Value, seen: Sequence[Value], wanted: bool) -> list[Valu
     given = []
     for one in seen:
         old = one.producer
-        assert old is not None and old.graph is not None and old.input(0) is not None
-        quantizer = old.input(0).producer  # type: ignore[union-attr]
-        assert quantizer is not None
-        codes = _like(quantizer, value, old)
+        assert old is not None and old.graph is not None
+        codes = _like(_quantizer_before(old), value, old)
         given.append(_like(old, codes, old))
     return given
 

@@ -281,4 +281,5 @@ def _changed_ops(before: ModelFacts, after: ModelFacts) -> tuple[str, str] | Non
     names = [op for op in {**before.ops, **after.ops} if before.ops.get(op, 0) != after.ops.get(op, 0)]
     if not names:
         return None
-    return tuple(", ".join(f"{facts.ops.get(op, 0)} {op}" for op in names) for facts in (before, after))  # type: ignore[return-value]  # two of two
+    old, new = (", ".join(f"{facts.ops.get(op, 0)} {op}" for op in names) for facts in (before, after))
+    return old, new
