@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qir.cli.options import JsonFlag, print_json
+from qir.cli.options import JsonFlag, print_json, refuse_beside
 from qir.ir import Model
 from qir.pipeline import Instrument, Pass, Verdict
 from qir.pipeline.instruments import PassRun
@@ -50,6 +50,7 @@ _WIDTH = max(map(len, STAGES.values()))
 
 
 def demo(
+    ctx: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help=f"A golden model; {DEFAULT} if not given.", show_default=False),
@@ -80,10 +81,12 @@ def demo(
     from qir import golden_models
 
     if list_:
+        refuse_beside(ctx, "--list", ("list_", "json"), "it shows all models")
         _list(json)
         return
     folder = golden_models.path(name or DEFAULT)
     if copy is not None:
+        refuse_beside(ctx, "--copy", ("name", "copy", "json"), "nothing is quantized")
         _copy(folder, _folder(copy), json)
         return
     target = _folder(output)

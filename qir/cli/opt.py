@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qir.cli.options import JsonFlag, Plugins, print_json, registry_with
+from qir.cli.options import JsonFlag, Plugins, print_json, refuse_beside, registry_with
 from qir.cli.proof import (
     CHECKING,
     Exactness,
@@ -36,6 +36,7 @@ PRINTING = "What is shown"
 
 
 def opt(
+    ctx: typer.Context,
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)] = None,
     output: Annotated[
         Path | None,
@@ -127,7 +128,8 @@ def opt(
     Example: [bold]qir opt model.onnx --passes 'canonicalize,fuse' --remarks all -o optimized.onnx[/bold]
     """
     if reproduce is not None:
-        _reproduce(reproduce, model, passes, pipeline, json)
+        refuse_beside(ctx, "--reproduce", ("reproduce", "json"), "its folder holds model, passes and options")
+        _reproduce(reproduce, json)
         return
     if model is None:
         raise OptionError("give the MODEL to run passes over, or --reproduce FOLDER")
@@ -185,9 +187,7 @@ def opt(
         _print(result, output, check, timing=timing, remarks=None if remarks is None else shown)
 
 
-def _reproduce(folder: Path, model: Path | None, passes: str | None, pipeline: Path | None, json: bool) -> None:
-    if any(other is not None for other in (model, passes, pipeline)):
-        raise OptionError("--reproduce takes model and passes from its folder: give it alone")
+def _reproduce(folder: Path, json: bool) -> None:
     result = replay(folder)
     if json:
         print_json({"reproduced": False, **result.to_json()})

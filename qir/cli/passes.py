@@ -27,6 +27,8 @@ def passes(
     Example: [bold]qir passes fuse[/bold]
     """
     registry = registry_with(plugin)
+    if toml and name is None:
+        raise OptionError("--toml prints one preset: name it, as in 'qir passes int8 --toml'")
     if name is None:
         _list(registry, json)
         return

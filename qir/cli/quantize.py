@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from qir.cli.options import JsonFlag, print_json, write_text
+from qir.cli.options import JsonFlag, print_json, refuse_beside, write_text
 from qir.errors import OptionError
 
 __all__ = ["quantize"]
@@ -34,6 +34,7 @@ class Effort(enum.Enum):
 
 
 def quantize(
+    ctx: typer.Context,
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="A float ONNX file.", show_default=False)
     ] = None,
@@ -145,7 +146,7 @@ def quantize(
 
     Example: [bold]qir quantize model.onnx --calib samples.npz -o model.int8.onnx[/bold]
 
-    Exit 0: written. 1: worse than --min-sqnr, nothing written. 2: bad input, nothing written.
+    Exit 0: written. 1: worse than --min-sqnr or --max-drop allow, nothing written. 2: bad input, nothing written.
     """
     from qir.api.manifest import manifest_path
     from qir.api.quantizing import quantize as run
@@ -153,8 +154,7 @@ def quantize(
     from qir.report.quantization import RANDOM_WARNING
 
     if replay is not None:
-        if model is not None or calib is not None:
-            raise OptionError("--replay takes model, data and options from the manifest: give it alone, or with -o OUT")
+        refuse_beside(ctx, "--replay", ("replay", "output"), "the manifest names model, data and options")
         _replay(replay, output)
         return
     if model is None or output is None:

@@ -48,6 +48,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["pases"], "unknown command 'pases' (did you mean 'passes'?): 'qir --help' lists all"),
         (["opt"], "give the MODEL to run passes over, or --reproduce FOLDER"),
+        (
+            ["opt", "--reproduce", "folder", "-o", "x.onnx"],
+            "--reproduce takes no --output: its folder holds model, passes and options",
+        ),
+        (["demo", "--list", "cnn-digits"], "--list takes no NAME: it shows all models"),
+        (["demo", "--copy", ".", "-o", "x"], "--copy takes no --output: nothing is quantized"),
+        (["passes", "--toml"], "--toml prints one preset: name it, as in 'qir passes int8 --toml'"),
         (["opt", "m.onnx"], "give either --passes TEXT or --pipeline FILE.toml; 'qir passes' lists what there is"),
         (
             ["opt", "m.onnx", "--passes", "canonicalise"],

@@ -136,7 +136,7 @@ def test_rolling_back_goes_on_and_says_so(folder: Path, capsys: pytest.CaptureFi
         (["m.onnx", "--passes", "canonicalize", "--golden", "golden.npz"], "add that"),
         (["m.onnx", "--passes", "canonicalize", *CHECK, "--golden-samples", "0"], "at least 1"),
         (["--passes", "canonicalize"], "give the MODEL"),
-        (["m.onnx", "--reproduce", "r"], "give it alone"),
+        (["m.onnx", "--reproduce", "r"], "--reproduce takes no MODEL: its folder holds"),
         (["--reproduce", "missing"], "is no reproducer"),
     ],
 )

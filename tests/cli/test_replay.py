@@ -68,8 +68,11 @@ def test_what_is_no_manifest(tmp_path: Path, content: str, capsys: pytest.Captur
 
 
 def test_options_beside_a_replay_are_refused(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quantize", "model.onnx", "--replay", str(recorded)]) == 2
-    assert "--replay takes model, data and options from the manifest" in capsys.readouterr().err
+    for beside in (["model.onnx"], ["--preset", "int8"], ["--no-manifest"], ["--keep-float", "Conv", "--json"]):
+        assert main(["quantize", *beside, "--replay", str(recorded)]) == 2
+        named = ", ".join(word for word in beside if word.startswith("--")) or "MODEL"
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --replay takes no {named.replace('--no-manifest', '--manifest')}: "), error
 
 
 def test_a_search_gives_the_same_bytes_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
