@@ -66,33 +66,34 @@ INT8_BEST = Preset(
     "int8 with more preparations tried and more rounding sweeps: minutes, not seconds.",
 )
 
-_STORED = "canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,avoid-slow-fusions"
+_STORED = "inline-functions,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,avoid-slow-fusions"
+_WIDENED = f"widen-float16,{_STORED}"
 
 CODEBOOK4 = Preset(
     "codebook4",
-    f"{_STORED},cluster-weights,emit-codebook",
+    f"{_WIDENED},cluster-weights,emit-codebook",
     "Weights as 4-bit indices into learned tables, decoded when the model is loaded: float's speed.",
 )
 
 CODEBOOK8 = Preset(
     "codebook8",
-    f"{_STORED},cluster-weights{{bits=8 overhead=0.1}},emit-codebook",
+    f"{_WIDENED},cluster-weights{{bits=8 overhead=0.1}},emit-codebook",
     "Weights as 8-bit indices into learned tables, decoded when the model is loaded.",
 )
 
 LOG4 = Preset(
     "log4",
-    f"{_STORED},quantize-log,emit-codebook",
+    f"{_WIDENED},quantize-log,emit-codebook",
     "Weights as a sign and an exponent of 3 bits, decoded when the model is loaded.",
 )
 
 LOG8 = Preset(
     "log8",
-    f"{_STORED},quantize-log{{bits=8}},emit-codebook",
+    f"{_WIDENED},quantize-log{{bits=8}},emit-codebook",
     "Weights as a sign and an exponent of 7 bits, decoded when the model is loaded.",
 )
 
-_CLEAN = "canonicalize,fold-constants,fuse,canonicalize"
+_CLEAN = "inline-functions,canonicalize,fold-constants,fuse,canonicalize"
 
 FP16 = Preset(
     "fp16",
@@ -120,18 +121,22 @@ INT8_FP16 = Preset(
 
 FP8 = Preset(
     "fp8",
-    "canonicalize,convert-opset{to=19},fold-constants,fuse,canonicalize,quantize-static,emit-qdq",
+    "inline-functions,widen-float16,canonicalize,convert-opset{to=19},fold-constants,fuse,canonicalize,"
+    "quantize-static,emit-qdq",
     "e4m3 operands of convolutions and matrix products, for runtimes with fp8 kernels; emulated on ort-cpu.",
 )
 
 INT16 = Preset(
     "int16",
-    "canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,"
+    "inline-functions,widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,"
     "quantize-static{activation=u16 weight=s8 results=true},emit-qdq",
     "16-bit activations and 8-bit weights, results too, for NPUs that run them; emulated on ort-cpu.",
 )
 
-_WEIGHTS = "widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,avoid-slow-fusions"
+_WEIGHTS = (
+    "inline-functions,widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,"
+    "avoid-slow-fusions"
+)
 
 INT8_WEIGHTS = Preset(
     "int8-weights",
