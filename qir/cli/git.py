@@ -110,7 +110,7 @@ def staged(
 
     Example: [bold]qir git staged --fail-on outputs[/bold]
 
-    Exit 0: shown. 1: a condition of --fail-on holds.
+    Exit 0: shown. 1: a condition of --fail-on holds, or cannot be judged.
     """
     _show("HEAD", None, files or [], fail_on, None)
 
@@ -129,7 +129,7 @@ def changes(
 
     Example: [bold]qir git changes origin/main --markdown comment.md --fail-on outputs[/bold]
 
-    Exit 0: shown. 1: a condition of --fail-on holds.
+    Exit 0: shown. 1: a condition of --fail-on holds, or cannot be judged.
     """
     _show(base, head, files or [], fail_on, markdown)
 
@@ -137,9 +137,9 @@ def changes(
 def _show(base: str, head: str | None, files: list[str], fail_on: str | None, markdown: Path | None) -> None:
     from qir.cli.options import write_text
     from qir.diff.gate import parse_conditions
-    from qir.diff.git.show import changed_models
+    from qir.diff.git.show import STUBS, changed_models
 
-    conditions = parse_conditions(fail_on) if fail_on else []
+    conditions = [] if fail_on is None else parse_conditions(fail_on)
     failing: list[str] = []
     blocks: list[tuple[str, str]] = []
     for model in changed_models(base, head, files):
@@ -149,10 +149,16 @@ def _show(base: str, head: str | None, files: list[str], fail_on: str | None, ma
             text = f"### {model.path}\n\n```\n{model.text}```\n"
             blocks.append((text, text))
         else:
-            blocks.append((model.diff.to_markdown(), _in_short(model.path, model.diff)))
+            unseen = f"\n{STUBS}" if model.stubs else ""
+            blocks.append((model.diff.to_markdown() + unseen, _in_short(model.path, model.diff) + unseen))
         holding = [str(condition) for condition in conditions if model.diff is not None and condition.holds(model.diff)]
         if holding:
             failing.append(f"{model.path}: fails on {', '.join(holding)}")
+        unread = model.unread
+        if model.stubs and any(condition.name == "weights" for condition in conditions):
+            unread = "weights stand in files of their own; compare the two with 'qir diff', or leave that condition out"
+        if conditions and unread:
+            failing.append(f"{model.path}: not compared, so --fail-on cannot be judged: {unread}")
     if markdown is not None:
         closing = [f"**{line}**\n" for line in failing] or ([] if blocks else ["No model changes.\n"])
         write_text(markdown, "\n".join([*_fitting(blocks), *closing]))

@@ -192,6 +192,47 @@ def test_the_hook_and_the_pull_request(repository: Repository) -> None:
     )
 
 
+def test_models_in_git_lfs_are_compared_where_its_filter_has_them(repository: Repository) -> None:
+    """A filter like that of git-lfs: the repository holds pointers, files beside it the models."""
+    (repository.folder / ".gitattributes").write_text("*.onnx filter=lfs\n")
+    store = repository.folder.parent / "store"
+    store.mkdir()
+    for name, scale in (("a", 1.0), ("b", 1.5)):
+        write(store / name, scale=scale)
+    repository.git("config", "filter.lfs.smudge", f"sed -n 's/^oid sha256://p' | xargs -I ID cat '{store}/ID'")
+    for name in "ab":
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{name}\nsize 9\n"
+        (repository.folder / "m.onnx").write_text(pointer)
+        repository.commit(name)
+    assert "fails on weights>0.1" in repository.qir("git", "changes", "HEAD~1", "--fail-on", "weights>0.1", code=1)
+    repository.git("config", "filter.lfs.smudge", "false")
+    repository.git("config", "filter.lfs.required", "true")
+    assert "pointer" in repository.qir("git", "changes", "HEAD~1")
+    told = repository.qir("git", "changes", "HEAD~1", "--fail-on", "outputs", code=1)
+    assert "m.onnx: not compared, so --fail-on cannot be judged: a Git LFS pointer" in told
+
+
+@pytest.mark.parametrize(("condition", "code"), [("outputs", 0), ("outputs,weights>9", 1)])
+def test_a_check_that_cannot_see_the_weights_does_not_pass(repository: Repository, condition: str, code: int) -> None:
+    for scale in (1.0, 1.5):
+        write(repository.folder / "m.onnx", scale=scale, external=True, op="Relu" if scale == 1 else "Abs")
+        repository.commit("m")
+    comment = repository.folder / "comment.md"
+    told = repository.qir("git", "changes", "HEAD~1", "--fail-on", condition, "--markdown", str(comment), code=code)
+    assert ("m.onnx: not compared, so --fail-on cannot be judged: weights" in told) == bool(code)
+    assert "Weights that stand in files of their own were not compared" in comment.read_text()
+
+
+def test_a_file_that_became_no_model_does_not_pass(repository: Repository) -> None:
+    write(repository.folder / "m.onnx")
+    repository.commit("m")
+    (repository.folder / "m.onnx").write_bytes(b"no model")
+    repository.git("add", ".")
+    repository.qir("git", "staged")
+    assert "m.onnx: not compared" in repository.qir("git", "staged", "--fail-on", "any", code=1)
+    assert "is neither NAME" in repository.qir("git", "staged", "--fail-on", "", code=2)
+
+
 def test_outside_of_a_repository(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     shutil.rmtree(repository.folder / ".git")

@@ -20,16 +20,19 @@ from qir.ir.printer import print_model
 __all__ = ["ChangedModel", "changed_models", "driver_text", "model_text"]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_STUBS = "Weights that stand in files of their own were not compared: git hands out only the model file.\n"
+STUBS = "Weights that stand in files of their own were not compared: git hands out only the model file.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedModel:
-    """A model of two commits. ``diff`` is None where one side is missing, or no model; ``text`` is what to print."""
+    """A model of two commits. ``diff`` is None where one side is missing, or no model; ``text`` is what to print.
+    ``stubs``: weights were not compared. ``unread``: why there is no diff although both sides exist."""
 
     path: str
     diff: GraphDiff | None
     text: str
+    stubs: bool = False
+    unread: str = ""
 
 
 def model_text(path: Path) -> str:
@@ -60,7 +63,7 @@ def driver_text(name: str, old: Path, new: Path) -> str:
         found, stubs = _compare(old, new, name)
     except QirError as error:
         return title + f"not compared: {error}\n"
-    return title + to_text(found) + (_STUBS if stubs else "")
+    return title + to_text(found) + (STUBS if stubs else "")
 
 
 def changed_models(old: str, new: str | None, names: Sequence[str] = ()) -> Iterator[ChangedModel]:
@@ -79,23 +82,29 @@ def changed_models(old: str, new: str | None, names: Sequence[str] = ()) -> Iter
 
 def _changed(name: str, old: Path | None, new: Path | None) -> ChangedModel:
     absent = Path("/dev/null")
-    if old is None or new is None or _pointer(old) or _pointer(new):
+    if old is None or new is None:
         return ChangedModel(name, None, driver_text(name, old or absent, new or absent))
+    if pointer := _pointer(old) or _pointer(new):
+        return ChangedModel(name, None, driver_text(name, old, new), unread=pointer)
     try:
         found, stubs = _compare(old, new, name)
     except QirError as error:
-        return ChangedModel(name, None, f"{name}: not compared: {error}\n")
-    return ChangedModel(name, found, f"{name}\n" + to_text(found) + (_STUBS if stubs else ""))
+        return ChangedModel(name, None, f"{name}: not compared: {error}\n", unread=str(error))
+    return ChangedModel(name, found, f"{name}\n" + to_text(found) + (STUBS if stubs else ""), stubs)
 
 
 def _blob(spec: str, path: Path, top: Path) -> Path | None:
-    """What git keeps under a name, written to a file; None where it keeps nothing there."""
+    """What git keeps under a name, written to a file: through its filters, as Git LFS hands out a model, else as it is
+    stored. None where it keeps nothing there."""
     path.parent.mkdir()
-    with open(path, "wb") as file:
-        done = subprocess.run(
-            ["git", "cat-file", "blob", spec], stdout=file, stderr=subprocess.DEVNULL, cwd=top, check=False
-        )
-    return None if done.returncode else path
+    for form in ("--filters", "blob"):
+        with open(path, "wb") as file:
+            done = subprocess.run(
+                ["git", "cat-file", form, spec], stdout=file, stderr=subprocess.DEVNULL, cwd=top, check=False
+            )
+        if not done.returncode:
+            return path
+    return None
 
 
 def _compare(old: Path, new: Path, name: str) -> tuple[GraphDiff, bool]:
