@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,7 +212,8 @@ class QuantizationReport:
     def _why_float(self) -> list[str]:
         grouped: dict[tuple[str, str], list[str]] = {}
         for remark in self.kept_float:
-            grouped.setdefault((remark.pass_name, remark.message), []).append(remark.subject)
+            message = _NAMED.sub(" stays float", remark.message)
+            grouped.setdefault((remark.pass_name, message), []).append(remark.subject)
         lines = []
         for (_, message), subjects in list(grouped.items())[:_SHOWN_REMARKS]:
             named = ", ".join(repr(subject) for subject in subjects[:3] if subject)
@@ -222,9 +224,13 @@ class QuantizationReport:
         return ["  stays float, and why", *lines] if lines else []
 
 
+_NAMED = re.compile(r" '[^']*' stays float")
+"""A weight that the subject, its node, stands for in words."""
 _DECIDING = frozenset(
     {
         "quantize",
+        "quantize-dynamic",
+        "quantize-weights",
         "rescue",
         "place",
         "calibrate",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import qir
 from qir.pipeline import RemarkKind
+from tests.passes.int8 import model
 
 GOLDEN = Path(__file__).parents[2] / "golden_models"
 CASES = [
@@ -53,3 +55,22 @@ def test_keep_float_reaches_every_preset() -> None:
     for preset in ("fp16", "codebook4", "log4"):
         report = qir.quantize(folder / "model.onnx", preset=preset, keep_float=["Gemm"], latency_seconds=0)
         assert any("--keep-float says so ('Gemm')" in remark.message for remark in report.remarks)
+
+
+@pytest.mark.parametrize("preset", ["int8-weights", "int4-weights", "codebook4", "log4", "fp8", "int16"])
+def test_half_precision_models_and_calls_of_functions_are_quantized(preset: str) -> None:
+    text = """
+    graph g(%x: f16[4,64]) -> (%y) {
+      @w: f16[64,96] #1
+      @v: f16[96,64] #2
+      %h: f16[4,96] = com.microsoft.Block(%x, @w)
+      %y: f16[4,64] = com.microsoft.Block(%h, @v)
+    }
+    function com.microsoft.Block(%a, %b) -> (%c) opset=[17] {
+      %m = MatMul(%a, %b)
+      %c = Relu(%m)
+    }
+    """
+    samples = [{"x": np.random.default_rng(seed).normal(size=(4, 64)).astype(np.float16)} for seed in range(4)]
+    report = qir.quantize(model(text), calibration=samples, preset=preset, latency_seconds=0)
+    assert report.sqnr_min_db is not None and 10 < report.sqnr_min_db < 70

@@ -62,3 +62,11 @@ def test_a_model_that_stays_float_for_its_threshold_says_so(tmp_path: Path) -> N
     )
     assert not report.executed_integer
     assert "or miss 90 dB" in str(report)
+
+
+def test_every_preset_says_why_nodes_stay_float() -> None:
+    words = golden_models.path("gru-words")
+    text = str(qir.quantize(words / "model.onnx", preset="int8-dynamic"))
+    assert "stays float, and why" in text and "GRU stays float: onnxruntime has no integer kernel" in text
+    text = str(qir.quantize(words / "model.onnx", preset="int4-weights", keep_float=["GRU"]))
+    assert "GRU weight stays float: --keep-float says so ('GRU'): " in text  # one line for both weights
