@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +13,7 @@ from qir.calibration.data import open_data
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.errors import UnsupportedError
-from qir.ir import DType, Graph, Model, Node, StaticQuant, Tensor, TensorType, UseQuantMarker, Value
+from qir.ir import DType, Graph, Model, Node, Shape, StaticQuant, Tensor, TensorType, UseQuantMarker, Value
 from qir.ir.provenance import merge
 from qir.passes.emission.emit_dynamic import bias_behind, drop_unused
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -27,11 +27,15 @@ Form = Literal["auto", "contrib", "qdq", "fold"]
 
 _CONTRIB = "com.microsoft"
 _KERNEL = "weight-only"
-_FEW_ROWS = 4
+_FEW_ROWS = 2
 _SMALL_WEIGHT = 1 << 16
 _SMALL_TABLE = 1 << 20
 _MUCH_MEMORY = 1 << 30
 _LEAST_BLOCK = 16
+_FILLED = 1.25
+"""Times as long as a sum its blocks may be for the kernels that fill the last one up."""
+_WORTH_PADDING = 512
+"""Bytes; about what the nodes that fill a folded block up when the model is loaded take themselves."""
 _ACCURACY_LEVEL = 4
 
 
@@ -40,14 +44,15 @@ class EmitWeightOnly(Pass):
     """Write the weights that are annotated for float kernels as integers.
 
     Linear operators in one of three forms. ``contrib``: MatMulNBits (accuracy level 4, bias inside), which reads the
-    integers at run time: least memory, fast for a few rows of input. ``fold``: Cast and Mul, which the runtime computes
-    once when it loads the model: small on disk, then float's own memory, speed and accuracy. ``qdq``: standard
-    DequantizeLinear in blocks, which onnxruntime turns into MatMulNBits. ``auto``: contrib where inputs have at most
-    4 rows (by shape, or by a sample) or nobody knows and the weight has 65536 elements, and where linear weights take
-    more than 1 GiB; else fold, because more rows are slower on MatMulNBits than in float. Tables of a Gather become
-    GatherBlockQuantized (with ``fold``, and ``auto`` up to 1 MiB in float, a folded table, which is looked up faster;
-    with ``qdq`` and 8 bits, a Gather each of codes and scales); an embedding that is also a head is stored once. All
-    other weights are folded (``qdq``: dequantized; that costs time on every run).
+    integers at run time: least memory, fast for one or two rows of input. ``fold``: Cast and Mul, which the runtime
+    computes once when it loads the model: small on disk, then float's own memory, speed and accuracy. ``qdq``:
+    standard DequantizeLinear in blocks, which onnxruntime turns into MatMulNBits. ``auto``: contrib where inputs have
+    at most 2 rows (by shape, or by a sample) or nobody knows, the weight has 65536 elements and its blocks are hardly
+    longer than the sum, and where linear weights take more than 1 GiB; else fold, because more rows are slower on
+    MatMulNBits than in float. Tables of a Gather become GatherBlockQuantized (with ``fold``, and ``auto`` up to 1 MiB
+    in float, a folded table, which is looked up faster; with ``qdq`` and 8 bits, a Gather each of codes and scales);
+    an embedding that is also a head is stored once. All other weights are folded (``qdq``: dequantized; that costs
+    time on every run).
 
     Before::
 
@@ -92,12 +97,21 @@ def choose_forms(form: Form, model: Model, slots: list[WeightSlot], ctx: PassCon
     for slot in linear:
         count = rows.get(slot.node)
         few = count is None or count <= _FEW_ROWS
-        forms[slot.node] = "contrib" if few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT else "fold"
+        fits = few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT and _filled(slot) <= _FILLED
+        forms[slot.node] = "contrib" if fits else "fold"
     kept = {slot.value for slot in linear if forms[slot.node] == "contrib"}
     for slot in slots:
         if slot.role is Role.LOOKUP and slot.value not in kept and 4 * int(np.prod(slot.shape)) <= _SMALL_TABLE:
             forms[slot.node] = "fold"
     return forms
+
+
+def _filled(slot: WeightSlot) -> float:
+    """How many times as long as its sum the whole blocks of a weight are."""
+    quant, length = slot.use.quant, slot.shape[slot.axis]
+    if not isinstance(quant, StaticQuant) or quant.block_size is None:
+        return 1.0
+    return -(-length // quant.block_size) * quant.block_size / length
 
 
 def _rows(model: Model, linear: list[WeightSlot], ctx: PassContext) -> dict[Node, int]:
@@ -314,28 +328,34 @@ class Emitter:
         else:
             blocks = scale_shape(shape, quant)[axis]
             missing = blocks * quant.block_size - shape[axis]
-            codes = np.pad(codes, [(0, missing if index == axis else 0) for index in range(len(shape))])
-            codes = codes.reshape(*shape[:axis], blocks, quant.block_size, *shape[axis + 1 :])
+            ends = [missing if index == axis else 0 for index in range(len(shape))]
+            late = codes.size // shape[axis] * missing * quant.dtype.bits // 8 > _WORTH_PADDING
+            if not late:
+                codes = np.pad(codes, [(0, end) for end in ends])
+            filled = (*shape[:axis], blocks * quant.block_size, *shape[axis + 1 :])
+            inner = (*shape[:axis], blocks, quant.block_size, *shape[axis + 1 :])
+            codes = codes if late else codes.reshape(inner)
             grid = (*shape[:axis], blocks, 1, *shape[axis + 1 :])
+        laid = shape if quant.block_size is None else inner
         made = _Chain(graph, node, value, self.store)
         stored = made.constant("codes", Tensor.of(np.ascontiguousarray(codes), quant.dtype))
         number = made.apply("Cast", [stored], codes.shape, {"to": DType.FLOAT.code})
+        if quant.block_size is not None and late:
+            number = made.apply("Pad", [number, made.integers("pads", [0] * len(shape) + ends)], filled)
+            number = made.apply("Reshape", [number, made.integers("inner", inner)], inner)
         if not quant.is_symmetric:
             offset = zero.reshape(grid) if zero.size > 1 else zero
             stored = made.constant("zero_point", Tensor.of(offset.astype(quant.dtype.numpy), quant.dtype))
             offset_number = made.apply("Cast", [stored], offset.shape, {"to": DType.FLOAT.code})
-            number = made.apply("Sub", [number, offset_number], codes.shape)
+            number = made.apply("Sub", [number, offset_number], laid)
         scales = scale.reshape(grid) if quant.axis is not None else scale
-        number = made.apply(
-            "Mul", [number, made.constant("scale", Tensor.of(np.ascontiguousarray(scales)))], codes.shape
-        )
+        stored = made.constant("scale", Tensor.of(np.ascontiguousarray(scales)))
+        number = made.apply("Mul", [number, stored], laid)
         if quant.block_size is not None:
-            padded = tuple(size if index != axis else blocks * quant.block_size for index, size in enumerate(shape))
-            number = made.apply("Reshape", [number, made.constant("shape", Tensor.of(np.array(padded)))], padded)
-            if padded != shape:
-                limits = [Tensor.of(np.array([number_], np.int64)) for number_ in (0, shape[axis], axis)]
-                names = ("starts", "ends", "axes")
-                cut = [made.constant(name, limit) for name, limit in zip(names, limits, strict=True)]
+            number = made.apply("Reshape", [number, made.integers("shape", filled)], filled)
+            if missing:
+                limits = {"starts": 0, "ends": shape[axis], "axes": axis}
+                cut = [made.integers(name, [limit]) for name, limit in limits.items()]
                 number = made.apply("Slice", [number, *cut], shape)
         self.widened[key] = number
         return number
@@ -441,8 +461,11 @@ class _Chain:
         graph = self.value.graph or self.graph
         return graph.add_initializer(f"{self.value.name}_{part}", self.store(tensor))
 
+    def integers(self, part: str, numbers: Sequence[int]) -> Value:
+        return self.constant(part, Tensor.of(np.array(numbers, np.int64)))
+
     def apply(
-        self, op: str, operands: list[Value], shape: tuple[int, ...], attributes: Mapping[str, int] | None = None,
+        self, op: str, operands: list[Value], shape: Shape, attributes: Mapping[str, int] | None = None,
         dtype: DType = DType.FLOAT,
     ) -> Value:  # fmt: skip
         return self.graph.insert_before(

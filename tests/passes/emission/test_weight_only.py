@@ -128,7 +128,36 @@ def test_auto_folds_many_rows_and_keeps_few() -> None:
         text = f"graph g(%x: f32[{rows},256]) -> (%y) {{\n{body}}}\n"
         return {node.op for node in quantized(model(text, opset=21), "auto").walk()}
 
-    assert "MatMulNBits" in form(1) and "MatMulNBits" not in form(64)
+    assert "MatMulNBits" in form(2) and "MatMulNBits" not in form(4)
+
+
+def test_auto_folds_what_blocks_would_lengthen() -> None:
+    def ops(k: int) -> set[str]:
+        text = f"graph g(%x: f32[1,{k}]) -> (%y) {{\n  @w: f32[{k},600] #51\n  %y: f32[1,600] = MatMul(%x, @w)\n}}\n"
+        return {node.op for node in quantized(model(text, opset=21), "auto", "bits=8 block-size=128").walk()}
+
+    assert "MatMulNBits" in ops(256) and "MatMulNBits" not in ops(260)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "f32[45,{n}] = MatMul(%x, @w)|f32[45,{k}]|f32[{k},{n}]",
+        "f32[1,7,2,2] = Conv(%x, @w)|f32[1,{k},2,2]|f32[7,{k},1,1]",
+    ],
+)
+def test_folded_blocks_are_filled_up_when_the_model_is_loaded(bits: int, symmetric: str, body: str) -> None:
+    made_by, given, weight = (part.format(k=1030, n=7) for part in body.split("|"))
+    text = f"graph g(%x: {given}) -> (%y) {{\n  @w: {weight} #51\n  %y: {made_by}\n}}\n"
+    source, options = model(text, opset=21), f"bits={bits} symmetric={symmetric} block-size=256"
+    made, samples = quantized(source, "fold", options), feeds(source, 2)
+    stored = sum(value.tensor.nbytes for value in made.graph.initializers if value.tensor is not None)
+    assert stored < (1030 * 7 * bits // 8 + 7 * 5 * 6) * 1.05 + 200  # blocks of 256 would make it 1280 long
+    wanted = outputs(reference(source, options), True, samples)
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < 1e-5
 
 
 def test_auto_folds_small_tables() -> None:
@@ -264,3 +293,52 @@ def test_a_layer_may_read_the_models_input_itself(rounding: str) -> None:
     made = Pipeline.parse(text).run(source, calibration=samples).model
     assert 0 < distance(outputs(made, False, samples), outputs(source, False, samples)) < 0.2
     assert {node.op for node in made.walk()} >= {"Cast", "Mul"}  # 8 rows, as the samples have it
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "attributes"),
+    [("LSTM", 4, ""), ("GRU", 3, ""), ("GRU", 3, ", linear_before_reset=1"), ("RNN", 1, ', direction="reverse"')],
+)
+def test_recurrent_layers_are_rounded_by_what_they_read(op: str, gates: int, attributes: str) -> None:
+    source = model(
+        f"""graph g(%x: f32[24,2,32]) -> (%y) {{
+          @w: f32[1,{gates * 32},32] #51
+          @r: f32[1,{gates * 32},32] #52
+          %y: f32[24,1,2,32], _ = {op}(%x, @w, @r) {{hidden_size=32{attributes}}}
+        }}
+        """,
+        opset=21,
+    )
+    mixing = np.random.default_rng(0).normal(size=(6, 32))  # inputs that span few directions
+    samples = [
+        {"x": (np.random.default_rng(seed).normal(size=(24, 2, 6)) @ mixing).astype(np.float32)} for seed in range(12)
+    ]
+    wanted = outputs(source, False, samples[8:])
+
+    def error(rounding: str) -> float:
+        text = f"quantize-weights{{rounding={rounding}}},emit-weight-only"
+        run = Pipeline.parse(text).run(source, calibration=samples[:8])
+        if rounding == "gptq":
+            assert run.passes[0].statistics["rounded"] == 2
+        return float(((outputs(run.model, False, samples[8:]) - wanted) ** 2).mean())
+
+    assert 0 < error("gptq") < 0.6 * error("mse")
+
+
+def test_recurrent_layers_in_bodies_keep_the_nearest_codes() -> None:
+    source = model(
+        """graph g(%c: bool[], %x: f32[4,1,32]) -> (%y) {
+          @one: i64[1] = [1]
+          @w: f32[1,128,32] #51
+          @r: f32[1,128,32] #52
+          %y: f32[4,1,1,32] = If(%c) {
+            then_branch=graph t() -> (%h) { %h: f32[4,1,1,32], _, _ = LSTM(%x, @w, @r) {hidden_size=32} },
+            else_branch=graph e() -> (%u) { %u: f32[4,1,1,32] = Unsqueeze(%x, @one) }
+          }
+        }
+        """,
+        opset=21,
+    )
+    samples = [{"c": np.array(True), "x": np.random.default_rng(0).normal(size=(4, 1, 32)).astype(np.float32)}]
+    made = Pipeline.parse("quantize-weights,emit-weight-only").run(source, calibration=samples).model
+    assert 0 < distance(outputs(made, False, samples), outputs(source, False, samples)) < 0.2
