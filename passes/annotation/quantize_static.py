@@ -90,12 +90,11 @@ class QuantizeStatic(Pass):
         found = collect(model, list(values), data, observers=observers, progress=ctx.progress)
         ranges = {value: choose_range(methods.get(value, "minmax"), one)[1] for value, one in found.items()}
         types = {value: self._activation_type(one) for value, one in ranges.items()}
-        on_cpu = ctx.target.startswith("ort-cpu")
         target = load_target(ctx.target)
-        native = self._native(target) if on_cpu else None
+        native = self._native(target) if target.runs_here else None
         # onnxruntime 1.31 moves and fuses float codes as if they were integers: it drops a Relu before a quantizer of
         # zero point 0, and refuses the integer operators that it makes.
-        blocked = on_cpu and DType.from_text(self.activation).is_float
+        blocked = target.runs_here and DType.from_text(self.activation).is_float
         barriers: dict[tuple[Value, Graph], Value] = {}
         quantized = set(nodes)
         for node in nodes:
@@ -117,7 +116,7 @@ class QuantizeStatic(Pass):
                 _raise_barriers(node, self._data(node), barriers)
             result.count(node.op)
             result.changed = True
-        if on_cpu and native is None:
+        if target.runs_here and native is None:
             result.remarks.append(self.note(None, self._label()))
         return result
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from qir.calibration.data import open_data
+from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.errors import DataError, OptionError, suggest
 from qir.ir import DType, Interval, Model, Node, StaticQuant, Tensor, TensorType, Value
@@ -109,7 +111,8 @@ class _Ranges:
                 raise DataError(f"{name!r} has no quantizer, so its range must be seen: give samples with --calib FILE")
             with runnable(self.model) as source:
                 runner = OrtRunner(source)
-                self.found = _span({**feed, **runner.run(feed)} for feed in self.samples)
+                samples = open_data(self.samples, input_specs(self.model))
+                self.found = _span({**feed, **runner.run(feed)} for feed in samples)
         if name not in self.found:
             raise DataError(f"the samples show no range of {name!r}: give at least one with numbers in it")
         return self.found[name]

@@ -20,6 +20,7 @@ from qir.ir import Attribute, AttrKind, DType, Graph, Model, Node, Tensor, Tenso
 from qir.passes.floats.half_plan import MASK, READS_ANY_TYPE, HalfPlan, plan_half
 from qir.pipeline import Pipeline
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
 from qir.quant.floats import float_format, relative_loss
 from qir.quant.recipe import Recipe
 
@@ -92,7 +93,7 @@ class ConvertFloat(Pass):
             _Converter(plan, self.keep_io, narrow, result).convert()
             for node, reason in plan.reasons.items():
                 result.remarks.append(self.missed(node, f"{node.op} stays float32: {reason}"))
-            if ctx.target.startswith("ort-cpu"):
+            if load_target(ctx.target).runs_here:
                 result.remarks.append(self.note(None, _emulated(dtype)))
         result.changed = bool(result.statistics)
         return result

@@ -182,9 +182,8 @@ class _Rules:
         if source is None or not isinstance(source.shape, tuple) or not isinstance(result.shape, tuple):
             return f"the length of its sum is unknown to {self.dtype}" if node.op == "CumSum" else None
         sizes = [_elements(shape) for shape in (source.shape, result.shape)]
-        if None in sizes or not sizes[1]:
+        if not sizes[1]:
             return None
-        assert sizes[0] is not None and sizes[1] is not None
         terms = max(sizes[0] // sizes[1], 1) if node.op != "CumSum" else max(_known(source.shape))
         size = self.magnitude(source)
         if terms > _LONG_SUM:
@@ -325,6 +324,6 @@ def _known(shape: tuple[object, ...]) -> list[int]:
     return [size for size in shape if isinstance(size, int)] or [1]
 
 
-def _elements(shape: tuple[object, ...]) -> int | None:
+def _elements(shape: tuple[object, ...]) -> int:
     """Number of elements, symbolic sizes counted as 1 (they are the same in what is compared)."""
     return int(np.prod(_known(shape), dtype=np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +203,13 @@ def test_a_product_for_readers_that_a_recipe_keeps_in_float_hands_out_floats() -
     _, bare = run(text, f"{options} keep-float=Add")
     counts = [Counter(node.op for node in one.model.walk())["QuantizeLinear"] for one in (stored, bare)]
     assert counts == [3, 1], "of x, of the product, of the sum; then of x alone"
+
+
+def test_a_target_file_of_the_runtime_is_that_runtime(tmp_path: Path) -> None:
+    """onnxruntime mistakes float codes for integers whatever the target's file is called."""
+    (tmp_path / "server.toml").write_text('[target]\nbase = "ort-cpu"\nname = "server"\n')
+    options = "activation=f8e4m3fn weight=f8e4m3fn"
+    _, wanted = run(NET, options)
+    _, made = run(NET, options, target=str(tmp_path / "server.toml"))
+    assert to_bytes(made.model) == to_bytes(wanted.model), "with barriers, as for the target itself"
+    assert any("emulated" in remark.message for remark in made.remarks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,3 +90,15 @@ def test_bad_requests() -> None:
             Pipeline([IntegerIo((types,))]).run(source)
     with pytest.raises(DataError, match="--calib"):
         Pipeline([IntegerIo(("uint8",))]).run(source)
+
+
+@pytest.mark.parametrize("form", ["archive", "stacks", "function"])
+def test_ranges_come_from_whatever_gives_samples(form: str, tmp_path: Path) -> None:
+    source = model(LINEAR)
+    samples = feeds(source, 4)
+    stacks = {name: np.stack([feed[name] for feed in samples]) for name in samples[0]}
+    np.savez(tmp_path / "samples.npz", **stacks)  # type: ignore[arg-type]
+    given = {"archive": tmp_path / "samples.npz", "stacks": stacks, "function": lambda: iter(samples)}[form]
+    made = Pipeline.parse("integer-io").run(source, calibration=given).model
+    wanted = Pipeline.parse("integer-io").run(source, calibration=samples).model
+    assert read_io(made.metadata or {}) == read_io(wanted.metadata or {}) != {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,3 +299,10 @@ graph g(%x: f32[1,8,64]) -> (%y) {
     result = Pipeline.parse("convert-float").run(source)
     assert any("the type of 'a' is not known" in str(remark) for remark in result.remarks)
     OrtRunner(to_bytes(result.model))
+
+
+def test_a_target_file_of_the_runtime_is_that_runtime(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text('[target]\nbase = "ort-cpu"\nname = "server"\n')
+    source = model(MLP.format(middle="%d = Relu(%c)"))
+    result = Pipeline.parse("convert-float").run(source, target=str(tmp_path / "server.toml"))
+    assert "emulated on ort-cpu" in reasons(result)
