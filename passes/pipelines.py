@@ -135,7 +135,7 @@ INT16 = Preset(
 
 _WEIGHTS = (
     "inline-functions,widen-float16,canonicalize,convert-opset{to=21},fold-constants,fuse,canonicalize,"
-    "avoid-slow-fusions"
+    "share-weights,avoid-slow-fusions"
 )
 
 INT8_WEIGHTS = Preset(
