@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qir.validation.metrics import Comparison, OutputMetrics, finite_db
 
-__all__ = ["CheckReport", "output_lines", "task_lines"]
+__all__ = ["CheckReport", "output_lines", "reaches", "task_lines", "worst_in_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,7 @@ class CheckReport:
         """Nothing is broken, and the worst output reaches ``min_sqnr``; without float outputs all decisions agree."""
         if self.broken:
             return False
-        if self.min_sqnr is None:
-            return True
-        if math.isnan(self.worst_db):
-            return all(one.agreement in (None, 1.0) for one in (self.optimized, self.plain))
-        return self.worst_db >= self.min_sqnr
+        return self.min_sqnr is None or reaches(self.min_sqnr, (self.optimized, self.plain))
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``; keys are added, never changed."""
@@ -75,11 +72,29 @@ class CheckReport:
         lines += [f"  BROKEN: {name!r} has another shape than expected, or NaN or infinity" for name in self.broken]
         if self.min_sqnr is not None:
             verdict = "reached" if self.passed else "NOT REACHED"
-            worst = "no float output" if math.isnan(self.worst_db) else f"the worst output has {self.worst_db:.2f} dB"
+            worst = worst_in_words((self.optimized, self.plain))
             lines.append(f"  threshold {self.min_sqnr:g} dB ({self.threshold_from}) {verdict}: {worst}")
         elif not self.broken:
             lines.append("  no threshold: --min-sqnr DB sets one")
         return "\n".join(lines)
+
+
+def reaches(min_sqnr: float, measured: Sequence[Comparison]) -> bool:
+    """Whether the worst float output has ``min_sqnr`` dB, with optimisations on and off; without float outputs, whether
+    all decisions are the same."""
+    worst = [one.sqnr_min_db for one in measured]
+    if any(map(math.isnan, worst)):
+        return all(metrics.agreement in (None, 1.0) for one in measured for metrics in one.outputs.values())
+    return min(worst) >= min_sqnr
+
+
+def worst_in_words(measured: Sequence[Comparison]) -> str:
+    """``the worst output has 31.20 dB``."""
+    worst = min(one.sqnr_min_db for one in measured)
+    if not math.isnan(worst):
+        return f"the worst output has {worst:.2f} dB"
+    shares = [one.agreement for one in measured if one.agreement is not None]
+    return f"no float output, {min(shares):.2%} same decisions" if shares else "no float output"
 
 
 def output_lines(optimized: Comparison, plain: Comparison) -> list[str]:

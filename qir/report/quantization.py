@@ -12,7 +12,7 @@ from qir.ir import StaticQuant
 from qir.pipeline import PipelineResult, Remark, RemarkKind
 from qir.pipeline.remarks import remark_to_json
 from qir.quant.recipe import Recipe
-from qir.report.check import output_lines, task_lines
+from qir.report.check import output_lines, reaches, task_lines, worst_in_words
 from qir.runtime.latency import LatencyComparison
 from qir.validation.metrics import Comparison, finite_db
 
@@ -71,21 +71,24 @@ class QuantizationReport:
     @property
     def sqnr_min_db(self) -> float | None:
         """Of the worst output, with optimisations on or off; None where nothing was measured."""
-        measured = [one.sqnr_min_db for one in (self.accuracy, self.accuracy_plain) if one is not None]
-        return min(measured, default=None)
+        return min((one.sqnr_min_db for one in self._measured), default=None)
+
+    @property
+    def _measured(self) -> list[Comparison]:
+        return [one for one in (self.accuracy, self.accuracy_plain) if one is not None]
 
     @property
     def passed(self) -> bool:
-        """The worst output reaches ``min_sqnr``, with optimisations on and off, and the task metric drops by at most
-        ``max_drop`` points; true where no threshold was given."""
-        reached = self.min_sqnr is None or (self.sqnr_min_db is not None and self.sqnr_min_db >= self.min_sqnr)
+        """The worst output reaches ``min_sqnr``, with optimisations on and off, without float outputs all decisions
+        agree, and the task metric drops by at most ``max_drop`` points; true where no threshold was given."""
+        measured = self._measured
+        reached = self.min_sqnr is None or (bool(measured) and reaches(self.min_sqnr, measured))
         return reached and (self.max_drop is None or (self.drop is not None and self.drop <= self.max_drop))
 
     @property
     def drop(self) -> float | None:
         """Points of the task metric that are lost, see ``Comparison.drop``; the larger, optimisations on or off."""
-        measured = [one.drop for one in (self.accuracy, self.accuracy_plain) if one is not None]
-        return max((drop for drop in measured if drop is not None), default=None)
+        return max((one.drop for one in self._measured if one.drop is not None), default=None)
 
     @property
     def remarks(self) -> list[Remark]:
@@ -183,8 +186,8 @@ class QuantizationReport:
                 "'qir compare' which nodes do it"
             )
         if self.min_sqnr is not None and worst is not None:
-            verdict = "reached" if worst >= self.min_sqnr else "NOT REACHED"
-            lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: the worst output has {worst:.2f} dB")
+            verdict = "reached" if reaches(self.min_sqnr, self._measured) else "NOT REACHED"
+            lines.append(f"    threshold {self.min_sqnr:g} dB {verdict}: {worst_in_words(self._measured)}")
         if self.max_drop is not None and self.drop is not None:
             verdict = "kept" if self.drop <= self.max_drop else "EXCEEDED"
             lines.append(f"    threshold {self.max_drop:g} points {verdict}: the drop is {self.drop:.2f}")

@@ -9,7 +9,9 @@ import pytest
 
 import qir
 from qir import golden_models
+from qir.report.check import reaches, worst_in_words
 from qir.report.quantization import size_in_words, speed_in_words
+from qir.validation.metrics import Comparison
 
 SHAPES = golden_models.path("resnet-shapes")
 
@@ -70,3 +72,14 @@ def test_every_preset_says_why_nodes_stay_float() -> None:
     assert "stays float, and why" in text and "GRU stays float: onnxruntime has no integer kernel" in text
     text = str(qir.quantize(words / "model.onnx", preset="int4-weights", keep_float=["GRU"]))
     assert "GRU weight stays float: --keep-float says so ('GRU'): " in text  # one line for both weights
+
+
+@pytest.mark.parametrize(("changed", "passed"), [(0, True), (1, False)])
+def test_without_float_outputs_decisions_are_what_a_threshold_asks_for(changed: int, passed: bool) -> None:
+    """A classifier that hands out labels alone has no decibels."""
+    wanted = np.arange(8)
+    comparison = Comparison(["label"])
+    comparison.add({"label": wanted}, {"label": np.where(wanted < changed, 9, wanted)})
+    assert reaches(30.0, [comparison]) == passed
+    share = f"{1 - changed / 8:.2%}"
+    assert worst_in_words([comparison]) == f"no float output, {share} same decisions"
