@@ -13,7 +13,7 @@ from qir.pipeline.contract import PassContext
 from qir.quant.arithmetic import quantize
 from qir.quant.blocks import units_like
 from qir.quant.gptq import Moments, output_error, round_numbers
-from qir.quant.layer_rows import ConvRows, MatrixRows, layer_rows
+from qir.quant.layer_rows import Rows, layer_rows
 
 __all__ = ["round_blocks"]
 
@@ -27,20 +27,21 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 
 def round_blocks(
     model: Model, uses: Sequence[Use], feeds: Feeds, ctx: PassContext, *, rows: int, max_columns: int, damping: float
-) -> dict[Node, float | None]:
-    """Round the annotated weights that ``uses`` (operand 1 of a MatMul, Gemm or Conv of the main graph) read.
+) -> dict[Layer, float | None]:
+    """Round the annotated weights that ``uses`` (operand 1 of a MatMul, Gemm or Conv, 1 or 2 of a recurrent layer, of
+    the main graph) read.
 
     Returns the gain in dB of each layer's results on samples held out, None where the codes stay the nearest.
     """
     layers = []
     for use in uses:
         assert use.node is not None
-        layers.append(Layer(use.node, use.node.output, -1, None))
-    gains: dict[Node, float | None] = {}
+        layers.append(Layer(use.node, use.node.outputs[0], -1, None, weight_index=use.index))
+    gains: dict[Layer, float | None] = {}
     moments = _InputMoments(rows)
     ctx.progress.start("rounding weights", len(layers))
     for step in visit_layers(model, layers, feeds, lambda copy: EmitQdq().run(copy, ctx), inputs=True):
-        gains[step.layer.node] = _round(step, moments, max_columns, damping)
+        gains[step.layer] = _round(step, moments, max_columns, damping)
         ctx.progress.advance()
     ctx.progress.finish()
     return gains
@@ -51,17 +52,18 @@ class _InputMoments:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._key: tuple[Value | None, MatrixRows | ConvRows] | None = None
+        self._key: tuple[Value | Node | None, Rows] | None = None
         self._found: tuple[np.ndarray, np.ndarray] | None = None
 
-    def of(self, step: Step, geometry: MatrixRows | ConvRows) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, step: Step, geometry: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Second moments to fit on and to judge by; (groups, columns, columns)."""
-        key = (step.layer.node.input(0), geometry)
+        layer = step.layer
+        key = (layer.node.input(0) if layer.weight_index == 1 else layer.node, geometry)
         if self._found is None or self._key != key:
             self._key, self._found = key, self._measure(step, geometry)
         return self._found
 
-    def _measure(self, step: Step, geometry: MatrixRows | ConvRows) -> tuple[np.ndarray, np.ndarray]:
+    def _measure(self, step: Step, geometry: Rows) -> tuple[np.ndarray, np.ndarray]:
         wanted = max(1, -(-self._rows // max(len(step.inputs), 1)))
         parts = [geometry.rows(array, wanted) for array in step.inputs]
         groups, _, columns = parts[0].shape
@@ -82,7 +84,7 @@ def _round(step: Step, moments: _InputMoments, max_columns: int, damping: float)
     if not step.owns_weight or tensor is None or not isinstance(quant, StaticQuant) or quant.axis is None:
         return None
     weight = tensor.numpy()
-    geometry = layer_rows(step.layer.node, weight.shape)
+    geometry = layer_rows(step.layer.node, weight.shape, step.layer.weight_index)
 
     def spread(numbers: np.ndarray) -> np.ndarray:
         return geometry.matrix(units_like(numbers, weight.shape, quant.axis or 0, quant.block_size))

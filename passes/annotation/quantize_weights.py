@@ -11,6 +11,7 @@ import numpy as np
 
 from qir.calibration.collect import expose
 from qir.calibration.data import open_data, spread
+from qir.calibration.recurrent import can_observe
 from qir.calibration.specs import input_specs
 from qir.codegen import runnable
 from qir.codegen.exporter import model_message
@@ -20,6 +21,7 @@ from qir.passes.accuracy.round_blocks import round_blocks
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
 from qir.quant.blocks import Fit, block_quant
+from qir.quant.layer_rows import RECURRENT
 from qir.quant.recipe import Recipe
 from qir.quant.slots import Role, WeightSlot, weight_slots
 from qir.runtime.session import OrtRunner
@@ -151,11 +153,12 @@ class QuantizeWeights(Pass):
         gains = round_blocks(
             model, uses, feeds, ctx, rows=self.rows, max_columns=self.max_columns, damping=self.damping
         )
-        for node, gain in gains.items():
+        for layer, gain in gains.items():
             result.count("kept nearest" if gain is None else "rounded")
             if gain is not None:
-                text = f"weights rounded to second order: {gain:.1f} dB less error in its results"
-                result.remarks.append(self.applied(node, text))
+                which = "weights" if layer.weight_index == 1 else "weights of the hidden state"
+                text = f"{which} rounded to second order: {gain:.1f} dB less error in its results"
+                result.remarks.append(self.applied(layer.node, text))
 
 
 @dataclass(slots=True)
@@ -190,8 +193,8 @@ class Weight:
     def importance(self, energy: Mapping[Value, np.ndarray]) -> np.ndarray | None:
         """How much the square of each weight's error counts, in a shape that broadcasts to the weight."""
         slot = self.slots[0]
-        data = slot.node.input(0)
-        found = energy.get(data) if slot.role is Role.LINEAR and data is not None else None
+        data = _multiplied(slot)
+        found = None if data is None else energy.get(data)
         if found is None or len(found) != slot.shape[slot.axis] or not found.any():
             return None
         counted = found / found.mean() + 1e-3  # nothing counts nothing: other inputs than the samples may come
@@ -268,15 +271,25 @@ def _reason_for_float(weight: Weight, options: QuantizeWeights, reason: Callable
     return None
 
 
+def _multiplied(slot: WeightSlot) -> Value | None:
+    """What is multiplied with a weight, its channels last; the hidden states of a recurrent layer, where somebody reads
+    them, for the weight that multiplies them one step later."""
+    if slot.role is Role.LINEAR or (slot.node.op in RECURRENT and slot.use.index == 1):
+        return slot.node.input(0)
+    states = slot.node.outputs[0] if slot.node.op in RECURRENT else None
+    return states if states is not None and states.uses else None
+
+
 def input_energy(
     model: Model, weights: Sequence[Weight], feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[Value, np.ndarray]:
-    """The mean square of each channel (last axis) of what linear operators of the main graph read."""
+    """The mean square of each channel (last axis) of what linear operators and recurrent layers of the main graph
+    multiply with their weights."""
     wanted: dict[Value, None] = {}
     for weight in weights:
         for slot in weight.slots:
-            data = slot.node.input(0)
-            if slot.role is Role.LINEAR and data is not None and data.graph is model.graph and not data.is_constant:
+            data = _multiplied(slot)
+            if data is not None and data.graph is model.graph and not data.is_constant:
                 wanted[data] = None
     if not wanted:
         return {}
@@ -297,7 +310,11 @@ def input_energy(
 def _has_moments(slot: WeightSlot, model: Model, most: int) -> bool:
     """Whether the layer's inputs can be looked at as rows; second moments take the square of their length."""
     node = slot.node
-    if node.graph is not model.graph or slot.use.index != 1 or node.op not in ("MatMul", "Gemm", "Conv"):
+    if node.graph is not model.graph:
+        return False
+    if node.op in RECURRENT:
+        return can_observe(node, slot.use.index) and slot.shape[2] <= most
+    if slot.use.index != 1 or node.op not in ("MatMul", "Gemm", "Conv"):
         return False
     length = int(np.prod(slot.shape)) // slot.shape[slot.channel_axis]
     return slot.role is Role.LINEAR or (node.op == "Conv" and length <= most)

@@ -1,5 +1,5 @@
-"""Visit the linear layers of an annotated model in order, each with the inputs that the quantized layers before it,
-already edited, make.
+"""Visit the linear and recurrent layers of an annotated model in order, each with the inputs that the quantized layers
+before it, already edited, make.
 
 What sequential methods have in common: bias correction looks at each layer's results, weight rounding at its inputs.
 Every node runs once a sample.
@@ -13,12 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from qir.calibration.collect import expose
+from qir.calibration.recurrent import can_observe, observed_operands, recurrent_inputs
 from qir.calibration.stepper import Stepper
 from qir.codegen import runnable
 from qir.ir import Clone, DerivedQuant, DType, Graph, Model, Node, StaticQuant, Tensor, Use, Value
+from qir.quant.layer_rows import RECURRENT
 from qir.runtime.session import OrtRunner
 
-__all__ = ["Layer", "Step", "float_means", "graph_layers", "integer_layers", "linear_layers", "visit_layers"]
+__all__ = [
+    "Layer",
+    "Step",
+    "float_means",
+    "graph_layers",
+    "integer_layers",
+    "linear_layers",
+    "recurrent_layers",
+    "visit_layers",
+]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 Arrays = list[np.ndarray]
@@ -26,7 +37,8 @@ Arrays = list[np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A Conv, Gemm or MatMul that is to run on integers, with static parameters of its input or dynamic ones.
+    """A Conv, Gemm or MatMul that is to run on integers, with static parameters of its input or dynamic ones; or one of
+    the two weights of an LSTM, GRU or RNN, operand ``weight_index``.
 
     ``result`` is what it computes, bias included, with the channels along ``axis``. The bias is operand ``bias_index``
     of ``bias_owner``, which may be missing there: a Conv's or Gemm's own, or that of the Add behind a MatMul; a MatMul
@@ -38,10 +50,11 @@ class Layer:
     axis: int
     bias_owner: Node | None
     bias_index: int = 2
+    weight_index: int = 1
 
     @property
     def weight_use(self) -> Use:
-        use = self.node.use(1)
+        use = self.node.use(self.weight_index)
         assert use is not None
         return use
 
@@ -80,7 +93,7 @@ class Layer:
 @dataclass(slots=True)
 class Step:
     """One layer's turn. ``inputs``: the integer codes of its input, one array a sample, where they were asked for; of
-    a dynamic or float layer the numbers themselves."""
+    a dynamic or float layer the numbers themselves, of a recurrent one as ``recurrent_inputs`` gives them."""
 
     layer: Layer
     inputs: Arrays
@@ -148,6 +161,17 @@ def graph_layers(graph: Graph) -> list[Layer]:
     return found
 
 
+def recurrent_layers(model: Model) -> list[Layer]:
+    """Two for each LSTM, GRU and RNN of the main graph whose inputs and states can be observed: one of W, one of R."""
+    return [
+        Layer(node, node.outputs[0], -1, None, weight_index=index)
+        for node in model.graph.nodes
+        if node.op in RECURRENT
+        for index in (1, 2)
+        if can_observe(node, index)
+    ]
+
+
 def visit_layers(
     model: Model, layers: Sequence[Layer], feeds: Feeds, emit: Callable[[Model], object], *, inputs: bool
 ) -> Iterator[Step]:
@@ -160,18 +184,23 @@ def visit_layers(
     clone.model.graph.sort()
     order = {node: index for index, node in enumerate(clone.model.graph.nodes)}
     emitted = {layer: _emitted(layer, clone) for layer in layers}
-    ordered = sorted(layers, key=lambda layer: order[emitted[layer]])
+    ordered = sorted(layers, key=lambda layer: (order[emitted[layer]], layer.weight_index))
     stops: list[Value] = []
     for layer in ordered:
         if inputs:
-            stops.append(_before(emitted[layer], 0))
+            stops += _watched(layer, emitted[layer])
         if layer.bias_owner is not None:
             stops.append(clone.values[layer.result])
     stepper = Stepper(clone.model, feeds, stops)
     for layer in ordered:
-        arrays = stepper.advance()[1] if inputs else []
         node = emitted[layer]
-        weight = _before(node, 1)
+        arrays: Arrays = []
+        if inputs:
+            seen = dict(stepper.advance() for _ in _watched(layer, node))
+            arrays = next(iter(seen.values()))
+            if layer.node.op in RECURRENT:
+                arrays = recurrent_inputs(layer.node, layer.weight_index, clone.model, node, seen)
+        weight = _before(node, layer.weight_index)
         shared = weight.tensor is None or len(weight.uses) > 1
         shared = shared or (weight.users[0] is not node and len(weight.users[0].output.uses) > 1)
         transposed = node.op != layer.node.op and bool(layer.node.get("transB", 0))
@@ -220,6 +249,11 @@ def _emitted(layer: Layer, clone: Clone) -> Node:
     maker = clone.values[layer.result].producer
     assert maker is not None
     return maker
+
+
+def _watched(layer: Layer, emitted: Node) -> list[Value]:
+    """What has to be known for a layer's inputs."""
+    return observed_operands(emitted) if layer.node.op in RECURRENT else [_before(emitted, 0)]
 
 
 def _before(node: Node, index: int) -> Value:

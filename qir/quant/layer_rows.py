@@ -16,7 +16,10 @@ import numpy as np
 from qir.ir import Node
 from qir.quant.pairs import PairLayout, conv_layout
 
-__all__ = ["ConvRows", "MatrixRows", "layer_rows", "spread_positions"]
+__all__ = ["RECURRENT", "ConvRows", "GateRows", "MatrixRows", "Rows", "layer_rows", "resets_state", "spread_positions"]
+
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+"""Operators with a weight W of their inputs, operand 1, and R of their hidden states, operand 2: [D, gates * H, K]."""
 
 _GOLDEN = 0.6180339887498949
 
@@ -110,8 +113,43 @@ class ConvRows:
         return padding
 
 
-def layer_rows(node: Node, weight_shape: tuple[int, ...]) -> MatrixRows | ConvRows:
-    """How a Conv, Gemm (transA = 0) or MatMul with a matrix as its weight lays out its product."""
+@dataclass(frozen=True, slots=True)
+class GateRows:
+    """W or R of a recurrent layer; ``shape`` is the weight's, [directions, gates * H, K]. A group is what meets the
+    same rows: a direction, or one of its gates."""
+
+    shape: tuple[int, ...]
+    groups: int
+
+    @property
+    def layout(self) -> PairLayout | None:
+        return PairLayout.ROWS
+
+    def rows(self, x: np.ndarray, wanted: int) -> np.ndarray:
+        """At most ``wanted`` rows of ``x`` (groups, any number, K)."""
+        return x[:, spread_positions(x.shape[1], wanted)]
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        return weight.reshape(self.groups, -1, self.shape[-1])
+
+    def weight(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of ``matrix``."""
+        return np.ascontiguousarray(matrix.reshape(self.shape))
+
+
+Rows = MatrixRows | ConvRows | GateRows
+
+
+def resets_state(node: Node) -> bool:
+    """Whether a GRU's last gate multiplies its weight R with the state times the reset gate, not with the state."""
+    return node.op == "GRU" and not node.get("linear_before_reset", 0)
+
+
+def layer_rows(node: Node, weight_shape: tuple[int, ...], weight_index: int = 1) -> Rows:
+    """How a Conv, Gemm (transA = 0), MatMul with a matrix as its weight, or a recurrent layer lays out its product."""
+    if node.op in RECURRENT:
+        gates = 3 if weight_index == 2 and resets_state(node) else 1
+        return GateRows(tuple(weight_shape), gates * weight_shape[0])
     if node.op != "Conv":
         return MatrixRows(bool(node.get("transB", 0)))
     rank = len(weight_shape) - 2
