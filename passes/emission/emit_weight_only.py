@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from qir.calibration.collect import expose
-from qir.calibration.data import open_data
-from qir.calibration.specs import input_specs
-from qir.codegen import runnable
 from qir.errors import UnsupportedError
 from qir.ir import DType, Graph, Model, Node, Shape, StaticQuant, Tensor, TensorType, UseQuantMarker, Value
 from qir.ir.provenance import merge
 from qir.passes.emission.emit_dynamic import bias_behind, drop_unused
+from qir.passes.emission.weight_forms import Form, choose_forms
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import quantize, scale_shape
 from qir.quant.slots import Role, WeightSlot, weight_slots
-from qir.runtime.session import OrtRunner
 
 __all__ = ["EmitWeightOnly", "Form"]
 
-Form = Literal["auto", "contrib", "qdq", "fold"]
-
 _CONTRIB = "com.microsoft"
 _KERNEL = "weight-only"
-_FEW_ROWS = 2
-_SMALL_WEIGHT = 1 << 16
-_SMALL_TABLE = 1 << 20
-_MUCH_MEMORY = 1 << 30
 _LEAST_BLOCK = 16
-_FILLED = 1.25
-"""Times as long as a sum its blocks may be for the kernels that fill the last one up."""
+_MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _WORTH_PADDING = 512
 """Bytes; about what the nodes that fill a folded block up when the model is loaded take themselves."""
 _ACCURACY_LEVEL = 4
@@ -85,60 +74,6 @@ class EmitWeightOnly(Pass):
         return result
 
 
-def choose_forms(form: Form, model: Model, slots: list[WeightSlot], ctx: PassContext) -> dict[Node, Form]:
-    """The form of each node, never ``auto``."""
-    if form != "auto":
-        return {slot.node: form for slot in slots}
-    linear = [slot for slot in slots if slot.role is Role.LINEAR]
-    if sum(4 * int(np.prod(slot.shape)) for slot in linear) > _MUCH_MEMORY:
-        return {slot.node: "contrib" for slot in slots}
-    rows = _rows(model, linear, ctx)
-    forms: dict[Node, Form] = {slot.node: "contrib" for slot in slots}
-    for slot in linear:
-        count = rows.get(slot.node)
-        few = count is None or count <= _FEW_ROWS
-        fits = few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT and _filled(slot) <= _FILLED
-        forms[slot.node] = "contrib" if fits else "fold"
-    kept = {slot.value for slot in linear if forms[slot.node] == "contrib"}
-    for slot in slots:
-        if slot.role is Role.LOOKUP and slot.value not in kept and 4 * int(np.prod(slot.shape)) <= _SMALL_TABLE:
-            forms[slot.node] = "fold"
-    return forms
-
-
-def _filled(slot: WeightSlot) -> float:
-    """How many times as long as its sum the whole blocks of a weight are."""
-    quant, length = slot.use.quant, slot.shape[slot.axis]
-    if not isinstance(quant, StaticQuant) or quant.block_size is None:
-        return 1.0
-    return -(-length // quant.block_size) * quant.block_size / length
-
-
-def _rows(model: Model, linear: list[WeightSlot], ctx: PassContext) -> dict[Node, int]:
-    """How many vectors each operator multiplies: by shape, else as the first sample has it; missing where unknown."""
-    found: dict[Node, int] = {}
-    unknown: dict[Node, Value] = {}
-    for slot in linear:
-        data = slot.node.input(0)
-        assert data is not None
-        shape = data.shape
-        if shape is not None and all(isinstance(size, int) for size in shape[:-1]):
-            found[slot.node] = int(np.prod([size for size in shape[:-1] if isinstance(size, int)]))
-        elif data.graph is model.graph and not data.is_constant:
-            unknown[slot.node] = data
-    if not unknown or ctx.calibration is None:
-        return found
-    feed = next(iter(open_data(ctx.calibration, input_specs(model))), None)
-    if feed is None:
-        return found
-    exposed, names = expose(model, list(dict.fromkeys(unknown.values())))
-    with runnable(exposed, annotations="drop") as source:
-        arrays = OrtRunner(source).run(feed, list(names))
-    counted = {names[name]: array.size // max(array.shape[-1], 1) for name, array in arrays.items()}
-    found.update({node: counted[value] for node, value in unknown.items() if value in counted})
-    return found
-
-
 class Emitter:
     """Rewrites nodes in place, so that results keep their identity; each constant is made once.
 
@@ -176,8 +111,7 @@ class Emitter:
         elif form == "qdq":
             self._dequantize(slot, quant)
         else:
-            _read(slot, self._widened(value, quant, slot.node))
-            self.result.count("folded")
+            self._fold(slot, quant)
         if slot.node.graph is not None:
             slot.node.kernel = None
         drop_unused([value])
@@ -224,6 +158,7 @@ class Emitter:
         for name, number in attributes.items():
             owner.set(name, number)
         owner.set_inputs(operands)
+        _drop_transpose(slot)
         if owner is not node:
             owner.provenance = merge([node.provenance, owner.provenance])
             node.erase()
@@ -259,6 +194,9 @@ class Emitter:
         if self.opset < 21 or rank is None:
             self._dequantize(slot, quant)
             return
+        if _reaches_product(node):
+            self._fold(slot, quant)
+            return
         for part in ("codes", "scale", "zero"):
             if part == "zero" and quant.is_symmetric:
                 continue
@@ -278,6 +216,22 @@ class Emitter:
         node.set("block_size", quant.block_size)
         node.set_inputs(made)
         self.result.count("gathered codes")
+
+    def _fold(self, slot: WeightSlot, quant: StaticQuant) -> None:
+        node = slot.node
+        number = self._widened(slot.value, quant, node)
+        if slot.use.node is node:
+            _read(slot, number)
+        else:  # the Transpose may stand before what makes the numbers
+            graph, turn = node.graph, slot.use.node
+            assert graph is not None and turn is not None
+            turned = TensorType(DType.FLOAT, slot.shape[::-1])
+            made = graph.insert_before(
+                node, "Transpose", [number], attributes={"perm": [1, 0]}, types=[turned], source=[turn]
+            )
+            node.set_input(1, made.output)
+            _drop_transpose(slot)
+        self.result.count("folded")
 
     def _dequantize(self, slot: WeightSlot, quant: StaticQuant) -> None:
         """A dequantizer of its own for each reader: a shared one would keep the runtime from fusing."""
@@ -302,6 +256,11 @@ class Emitter:
             node, "DequantizeLinear", parts, attributes=attributes, types=[TensorType(DType.FLOAT, shape)],
             name=graph.fresh_name(f"{value.name}_DequantizeLinear"), source=[node],
         ).output  # fmt: skip
+        if slot.use.node is not node:
+            node.set_input(1, number)
+            _drop_transpose(slot)
+            self.result.count("dequantizers")
+            return
         _read(slot, number)
         if turned:
             node.remove("transB")
@@ -479,6 +438,21 @@ def _clear(node: Node) -> None:
     for use in node.uses:
         if use is not None and use.quant is not UseQuantMarker.INHERIT:
             use.quant = UseQuantMarker.INHERIT
+
+
+def _reaches_product(node: Node) -> bool:
+    """Whether a product reads what a look-up gives: onnxruntime makes an integer product of dequantizers on both sides
+    and then refuses the scale that each row has."""
+    readers = [user for value in node.outputs for user in value.users]
+    return any(user.op in ("MatMul", "Gemm") or (user.op in _MOVING and _reaches_product(user)) for user in readers)
+
+
+def _drop_transpose(slot: WeightSlot) -> None:
+    """Away with the Transpose that the operator read its weight through, if it did."""
+    turn = slot.use.node
+    if turn is not None and turn is not slot.node:
+        _clear(turn)
+        turn.erase()
 
 
 def _read(slot: WeightSlot, number: Value) -> None:

@@ -13,7 +13,8 @@ from qir.codegen.spool import Spool
 from qir.errors import OptionError
 from qir.ir import Model, Node, StaticQuant
 from qir.passes.annotation.quantize_weights import QuantizeWeights, Weight, gather_weights, layout_of
-from qir.passes.emission.emit_weight_only import Emitter, Form, choose_forms
+from qir.passes.emission.emit_weight_only import Emitter
+from qir.passes.emission.weight_forms import Form, choose_forms
 from qir.pipeline import Pipeline
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.blocks import code_dtype

@@ -156,7 +156,8 @@ def _is_near(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 def _is_transpose(tensor: Tensor, other: Tensor) -> bool:
     a, b = tensor.numpy(), other.numpy()
-    return np.array_equal(a[0], b[:, 0]) and np.array_equal(a, b.T)
+    # A corner first: a column of a file that is mapped into memory reads all of it.
+    return np.array_equal(a[:8, :8], b[:8, :8].T) and np.array_equal(a, b.T)
 
 
 def _common(a: Graph, b: Graph) -> Graph:

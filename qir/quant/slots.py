@@ -29,7 +29,9 @@ class WeightSlot:
     """One use of a float constant by ``node``.
 
     Its sums run along ``axis`` (of a table: the axis within a row), so that blocks lie along it; ``channel_axis`` is
-    the one along which scales without blocks stand. ``transposed``: a matrix of a linear operator that is [N, K].
+    the one along which scales without blocks stand. ``transposed``: a matrix of a linear operator that is [N, K], by
+    ``transB`` or through a Transpose that nothing else reads; then the use is the Transpose's, ``node`` still the
+    operator.
     """
 
     node: Node
@@ -55,6 +57,10 @@ def weight_slots(model: Model) -> Iterator[WeightSlot]:
     for node in model.walk():
         if node.domain == "":
             yield from _slots_of(node)
+        elif (node.domain, node.op) == ("com.microsoft", "Attention"):
+            use = _constant(node, 1)
+            if use is not None and len(_shape(use)) == 2:
+                yield WeightSlot(node, use, Role.OTHER, 0, 1)
 
 
 def _slots_of(node: Node) -> Iterator[WeightSlot]:
@@ -72,6 +78,8 @@ def _slots_of(node: Node) -> Iterator[WeightSlot]:
             use = _constant(node, index)
             if use is not None and len(_shape(use)) == 3:
                 yield WeightSlot(node, use, Role.OTHER, 2, 1)
+    elif node.op == "Einsum":
+        yield from _einsum(node)
     elif node.op == "Gather":
         use = _constant(node, 0)
         if use is not None and len(_shape(use)) >= 2:
@@ -82,12 +90,40 @@ def _slots_of(node: Node) -> Iterator[WeightSlot]:
 
 def _matmul(node: Node) -> Iterator[WeightSlot]:
     left, right = _constant(node, 0), _constant(node, 1)
+    turned = _turned(node)
     if right is not None and len(_shape(right)) >= 2:
         rank = len(_shape(right))
         yield WeightSlot(node, right, Role.LINEAR if rank == 2 else Role.OTHER, rank - 2, rank - 1)
+    elif turned is not None:
+        yield WeightSlot(node, turned, Role.LINEAR, 1, 0, transposed=True)
     elif left is not None and len(_shape(left)) >= 2:
         rank = len(_shape(left))
         yield WeightSlot(node, left, Role.OTHER, rank - 1, rank - 2)
+
+
+def _turned(node: Node) -> Use | None:
+    """What the right operand transposes, if nothing else reads that: a head that is the embedding."""
+    operand = node.input(1)
+    maker = None if operand is None else operand.producer
+    if operand is None or maker is None or (maker.domain, maker.op) != ("", "Transpose"):
+        return None
+    use = _constant(maker, 0)
+    alone = len(operand.uses) == 1 and not operand.is_output
+    plain = use is not None and len(_shape(use)) == 2 and list(maker.get("perm", (1, 0))) == [1, 0]
+    return use if alone and plain else None
+
+
+def _einsum(node: Node) -> Iterator[WeightSlot]:
+    """The one constant operand, with the axis that is summed last and the first that is kept."""
+    constants = [use for index in range(len(node.inputs)) if (use := _constant(node, index)) is not None]
+    left, arrow, result = str(node.get("equation", "")).replace(" ", "").partition("->")
+    if len(constants) != 1 or not arrow or "." in left:
+        return
+    letters = left.split(",")[constants[0].index]
+    summed = [axis for axis, letter in enumerate(letters) if letter not in result]
+    kept = [axis for axis, letter in enumerate(letters) if letter in result]
+    if summed and kept and len(letters) == len(_shape(constants[0])):
+        yield WeightSlot(node, constants[0], Role.OTHER, summed[-1], kept[0])
 
 
 def _gemm(node: Node) -> Iterator[WeightSlot]:

@@ -328,7 +328,7 @@ def test_recurrent_layers_are_rounded_by_what_they_read(op: str, gates: int, att
 def test_recurrent_layers_in_bodies_keep_the_nearest_codes() -> None:
     source = model(
         """graph g(%c: bool[], %x: f32[4,1,32]) -> (%y) {
-          @one: i64[1] = [1]
+          @one: s64[1] = [1]
           @w: f32[1,128,32] #51
           @r: f32[1,128,32] #52
           %y: f32[4,1,1,32] = If(%c) {
@@ -342,3 +342,79 @@ def test_recurrent_layers_in_bodies_keep_the_nearest_codes() -> None:
     samples = [{"c": np.array(True), "x": np.random.default_rng(0).normal(size=(4, 1, 32)).astype(np.float32)}]
     made = Pipeline.parse("quantize-weights,emit-weight-only").run(source, calibration=samples).model
     assert 0 < distance(outputs(made, False, samples), outputs(source, False, samples)) < 0.2
+
+
+TURNED = """
+graph g(%i: s64[1,3]) -> (%y) {
+  @t: f32[1000,96] #41
+  %e: f32[1,3,96] = Gather(@t, %i)
+  %h: f32[96,1000] = Transpose(@t) {perm=[1, 0]}
+  %y: f32[1,3,1000] = MatMul(%e, %h)
+}
+"""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_tied_head_through_a_transpose_is_stored_once(form: str, bits: int) -> None:
+    source = model(TURNED, opset=21)
+    made, samples = quantized(source, form, f"bits={bits}"), feeds(source, 2)
+    wanted = outputs(reference(source, f"bits={bits}"), True, samples)
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < LEVEL_4
+    large = [value.tensor for value in made.graph.initializers if value.tensor is not None]
+    codes = sum(tensor.nbytes for tensor in large if tensor.nbytes > 20_000)
+    copies = 2 if form == "qdq" else 1  # DequantizeLinear in front of a MatMul wants [K, N]
+    assert codes == copies * 96_000 * bits // 8
+    ops = {node.op for node in made.walk()}
+    assert ("MatMulNBits" in ops) == (form == "contrib") and ("Transpose" in ops) == (form == "fold")
+
+
+@pytest.mark.parametrize("between", ["Identity(%e)", "Reshape(%e, @shape)"])
+def test_gathered_codes_do_not_meet_a_product(between: str) -> None:
+    text = """
+    graph g(%i: s64[1,3]) -> (%y) {
+      @t: f32[1000,96] #41
+      @shape: s64[2] = [3, 96]
+      @h: f32[96,1000] #42
+      %e: f32[1,3,96] = Gather(@t, %i)
+      %r = BETWEEN
+      %y = MatMul(%r, @h)
+    }
+    """.replace("BETWEEN", between)
+    source = model(text, opset=21)
+    made, samples = quantized(source, "qdq", "bits=8"), feeds(source, 2)
+    wanted = outputs(reference(source, "bits=8"), True, samples)
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < LEVEL_4
+
+
+def test_an_embedding_and_its_transposed_copy_become_one() -> None:
+    text = TURNED.replace("%h: f32[96,1000] = Transpose(@t) {perm=[1, 0]}", "").replace("%h", "@h")
+    source = model(text.replace("#41\n", "#41\n  @h: f32[96,1000] #42\n"), opset=21)
+    table, head = (next(v for v in source.graph.initializers if v.name == name) for name in "th")
+    assert table.tensor is not None
+    head.const = Tensor.of(table.tensor.numpy().T.copy())
+    report = qir.quantize(source, preset="int8-weights")
+    assert report.size_after < 0.15 * report.size_before
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%y: f32[1,6,128] = Einsum(%x, @w) {equation='bsd,df->bsf'}",
+        "%y: f32[1,6,4,32] = Einsum(%x, @w) {equation='bsd,dhk->bshk'}",
+        "%y: f32[1,6,64] = com.microsoft.Attention(%x, @w, @b) {num_heads=4}",
+    ],
+)
+def test_other_readers_are_folded(bits: int, line: str) -> None:
+    shape = "64,192" if "Attention" in line else "64,4,32" if "dhk" in line else "64,128"
+    line = line.replace("'", '"')
+    text = f"graph g(%x: f32[1,6,64]) -> (%y) {{\n  @w: f32[{shape}] #51\n  @b: f32[192] #52\n  {line}\n}}\n"
+    source, options = model(text, opset=21), f"bits={bits}"
+    made, samples = quantized(source, "auto", options), feeds(source, 2)
+    wanted = outputs(reference(source, options), True, samples)
+    assert any(node.op == "Cast" for node in made.walk())
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < 1e-5
