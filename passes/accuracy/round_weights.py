@@ -18,7 +18,7 @@ from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.arithmetic import dequantize, quantize
 from qir.quant.gptq import Moments, output_error, round_codes
-from qir.quant.layer_rows import ConvRows, MatrixRows, layer_rows
+from qir.quant.layer_rows import Rows, layer_rows
 from qir.quant.schemes import code_limit
 from qir.targets import WeightRange
 
@@ -101,7 +101,7 @@ class _Rounder:
         self.owner = owner
         self.weight_range = weight_range
         self.result = result
-        self.last: tuple[tuple[Value | None, MatrixRows | ConvRows], list[_Part]] | None = None
+        self.last: tuple[tuple[Value | None, Rows], list[_Part]] | None = None
 
     def round(self, step: Step) -> None:
         layer = step.layer
@@ -150,16 +150,14 @@ class _Rounder:
         step.set_weight_codes(found)
         layer.freeze_weight(dequantize(found, quant))
 
-    def _moments(self, step: Step, geometry: MatrixRows | ConvRows, targets: np.ndarray) -> list[_Part]:
+    def _moments(self, step: Step, geometry: Rows, targets: np.ndarray) -> list[_Part]:
         key = (step.layer.node.input(0), geometry)
         if self.last is None or self.last[0] != key:
             quant = step.layer.input_quant
             self.last = key, self._measure(step, geometry, 0 if quant is None else quant.zero_point[0], targets)
         return self.last[1]
 
-    def _measure(
-        self, step: Step, geometry: MatrixRows | ConvRows, zero_point: int, targets: np.ndarray
-    ) -> list[_Part]:
+    def _measure(self, step: Step, geometry: Rows, zero_point: int, targets: np.ndarray) -> list[_Part]:
         groups, _, columns = targets.shape
         parts = [
             _Part(slice(start, min(start + self.owner.max_columns, columns)), groups)
