@@ -77,11 +77,8 @@ class Comparison:
         return sorted(made, key=lambda c: -((c.quantization and c.quantization.scale_change) or 0.0))
 
     def _is_restated(self, found: _Parameters) -> bool:
-        contents = [
-            next((view.values[slot.value] for slot in view.slots[node] if slot.index == found.index), None)
-            for view, node in ((found.match.a, found.x), (found.match.b, found.y))
-        ]
-        return bool(contents[0] and contents[1] and is_restated(contents[0], contents[1], found.old, found.new))
+        one, two = found.contents()
+        return one is not None and two is not None and is_restated(one, two, found.old, found.new)
 
     # Graphs
 
@@ -238,10 +235,7 @@ class Comparison:
 
     def _parameter_change(self, found: _Parameters) -> Change:
         match, x, y = found.match, found.x, found.y
-        contents = [
-            next((view.values[slot.value] for slot in view.slots[node] if slot.index == found.index), None)
-            for view, node in ((match.a, x), (match.b, y))
-        ]
+        contents = found.contents()
         notes_a: Notes = {found.index: (contents[0].value if contents[0] else None, found.old)}
         notes_b: Notes = {found.index: (contents[1].value if contents[1] else None, found.new)}
         weight: WeightChange | None = None
@@ -310,6 +304,13 @@ class _Parameters:
     def __init__(self, match: GraphMatch, x: int, y: int, index: int, old: Note, new: Note) -> None:
         self.match, self.x, self.y, self.index, self.old, self.new = match, x, y, index, old, new
         self.readers: list[tuple[NodeRef, NodeRef]] = []
+
+    def contents(self) -> list[Content | None]:
+        """The operand on either side; None where it is a result."""
+        return [
+            next((view.values[slot.value] for slot in view.slots[node] if slot.index == self.index), None)
+            for view, node in ((self.match.a, self.x), (self.match.b, self.y))
+        ]
 
 
 def _moved(pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:

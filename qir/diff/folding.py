@@ -189,6 +189,9 @@ _KERNELS = {
     "GatherBlockQuantized": _Kernel("Gather", ((0, 2, 3), (1, *_PLAIN))),
 }
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+_PACKED = {"MatMulNBits": 0, "GatherBlockQuantized": 128}
+"""Kernels whose weights are several to a byte, with the default of their blocks (onnxruntime, ContribOperators.md)."""
+_UNPACKED = {2: DType.UINT2, 4: DType.UINT4, 8: DType.UINT8}
 
 
 def _kernel(node: Node, folding: Folding) -> None:
@@ -238,15 +241,16 @@ def _kernel_operand(node: Node, data: int, scale: int, zero: int, folding: Foldi
         return value, note
     own_scale = node.input(scale) if scale >= 0 else None
     own_zero = node.input(zero) if zero >= 0 else None
-    bits = int(node.get("bits", 0) or 0)
-    dtype = (DType.UINT4 if bits == 4 else DType.UINT8) if bits else _dtype(node.input(data)) or _dtype(own_zero)
+    dtype = _dtype(node.input(data)) or _dtype(own_zero)
+    if node.op in _PACKED and dtype is DType.UINT8:
+        dtype = _UNPACKED.get(node.get("bits", 4), dtype)
     dynamic = own_scale is not None and not _constant(own_scale)
     own = Note(
         dtype,
         None if dynamic else own_scale,
         None if dynamic or not _constant(own_zero) else own_zero,
-        block=int(node.get("block_size", 0) or 0),
-        integer=node.op not in ("MatMulNBits", "GatherBlockQuantized"),
+        block=int(node.get("block_size", _PACKED.get(node.op, 0))),
+        integer=node.op not in _PACKED,
     )
     return value, _merged(own, note)
 

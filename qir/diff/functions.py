@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from typing import NamedTuple, Self
 
 from qir.diff.folding import Folding
 from qir.diff.hashing import body_signature
@@ -27,14 +28,18 @@ def renamed_functions(a: Model, b: Model, foldings: tuple[Folding, Folding], int
         found = False
         keys_a = _signatures(ViewMaker(a, foldings[0], intern), left_a, intern)
         keys_b = _signatures(ViewMaker(b, foldings[1], intern, names), left_b, intern)
+        same: dict[Hashable, list[OpId]] = {}
+        for old, key in reversed(keys_a.items()):
+            same.setdefault(key, []).append(old)
         for new, key in keys_b.items():
-            old = next((old for old, other in keys_a.items() if other == key and old in left_a), None)
-            if old is not None:
-                names[new] = old
+            if candidates := same.get(key):
+                old = names[new] = candidates.pop()
                 del left_a[old], left_b[new]
                 found = True
+    profiles = {old: _Profile.of(function) for old, function in left_a.items()}
     for new, function in left_b.items():
-        likeness, old = max(((_likeness(left_a[old], function), old) for old in left_a), default=(0.0, ("", "", "")))
+        profile = _Profile.of(function)
+        likeness, old = max(((profiles[old].likeness(profile), old) for old in left_a), default=(0.0, ("", "", "")))
         if likeness >= _ALIKE:
             names[new] = old
             del left_a[old]
@@ -52,10 +57,22 @@ def _signatures(maker: ViewMaker, functions: Mapping[OpId, Function], intern: In
     }
 
 
-def _likeness(old: Function, new: Function) -> float:
-    """0 for functions that cannot be called alike, else the share of equal operators; a little more for one name."""
-    if any(len(p) != len(q) for p, q in ((old.graph.inputs, new.graph.inputs), (old.graph.outputs, new.graph.outputs))):
-        return 0.0
-    ops_old, ops_new = (Counter(node.op_id for node in function.graph.nodes) for function in (old, new))
-    both = (ops_old & ops_new).total()
-    return both / max(ops_old.total(), ops_new.total(), 1) + 0.01 * (old.name == new.name)
+class _Profile(NamedTuple):
+    """What tells how much two functions are alike."""
+
+    name: str
+    interface: tuple[int, int]
+    ops: Counter[OpId]
+
+    @classmethod
+    def of(cls, function: Function) -> Self:
+        graph = function.graph
+        return cls(function.name, (len(graph.inputs), len(graph.outputs)), Counter(node.op_id for node in graph.nodes))
+
+    def likeness(self, other: _Profile) -> float:
+        """0 for functions that cannot be called alike, else the share of equal operators; a little more for one
+        name."""
+        if self.interface != other.interface:
+            return 0.0
+        both = (self.ops & other.ops).total()
+        return both / max(self.ops.total(), other.ops.total(), 1) + 0.01 * (self.name == other.name)

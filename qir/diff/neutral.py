@@ -75,6 +75,8 @@ def _takes_all(view: View, number: int, source: Type | None) -> bool:
         return False
     shape = _shape(source)
     axes = given.get(3, np.arange(len(ends)))
+    if len(axes) != len(ends):
+        return False  # no valid Slice
     for axis, end in zip(axes.tolist(), ends.tolist(), strict=True):
         size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
         if end < 2**31 - 1 and not (isinstance(size, int) and end >= size):

@@ -138,6 +138,29 @@ def test_scales_by_relative_change_the_largest_first() -> None:
     assert found.changes[0].details[0].before == "0.1"
 
 
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ("bits: int = 2, ", "uint2 blocked (16) weights"),
+        ("bits: int = 4, ", "uint4 blocked (16) weights"),
+        ("", "uint4 blocked (16) weights"),
+        ("bits: int = 8, ", "uint8 blocked (16) weights"),
+    ],
+)
+def test_weights_that_a_kernel_unpacks_are_of_as_many_bits_as_it_says(attributes: str, text: str) -> None:
+    packed = {"codes": np.zeros((4, 1, 4), np.uint8), "ws": np.full((4,), 0.01, np.float32)}
+    found = diff(
+        model("m = MatMul(x, w) y = Relu(m)", weights={"w": WEIGHT}),
+        model(
+            f"m = com.microsoft.MatMulNBits <K: int = 4, N: int = 4, {attributes}block_size: int = 16> (x, codes, ws) "
+            "y = Relu(m)",
+            weights=packed,
+        ),
+    )
+    [change] = found.of_kind(ChangeKind.QUANTIZATION_CHANGED)
+    assert change.after == text
+
+
 def test_one_code_of_a_quantized_weight_is_a_weight() -> None:
     codes = CODES["codes"].copy()
     codes[0, 0] += 3
