@@ -293,14 +293,16 @@ def _attention(node: Node, lifting: Lifting) -> None:
 
 def _weight_only_product(node: Node, lifting: Lifting) -> None:
     """MatMulNBits: B [N, blocks, bytes] packs the weight's columns; low bits first."""
-    k, n, bits, block = (node.get(name) for name in ("K", "N", "bits", "block_size"))
-    bits = 4 if bits is None else bits
+    k, n, block = (node.get(name, 0) for name in ("K", "N", "block_size"))
+    bits = node.get("bits", 4)
     data, packed, scales = node.input(0), constant_of(node.input(1)), constant_of(node.input(2))
     if node.input(4) is not None:
         raise NotLiftable("its rows are in another order (g_idx)")
     if data is None or packed is None or scales is None or scales.dtype is not DType.FLOAT or bits not in (2, 4, 8):
         raise NotLiftable("its weight is not constant, or not of 2, 4 or 8 bits with f32 scales")
-    blocks, dtype = -(-k // block), {2: DType.UINT2, 4: DType.UINT4, 8: DType.UINT8}[bits]
+    blocks, dtype = -(-k // max(block, 1)), _PACKED[bits]
+    if k < 1 or packed.size != n * blocks * block * bits // 8 or scales.size != n * blocks:
+        raise NotLiftable(f"its weight or scales do not have the size that K={k}, N={n}, block_size={block} ask for")
     codes = _unpacked(packed.numpy().reshape(n, -1), bits)[:, :k]
     table = scales.numpy().reshape(n, blocks)
     zeros = _block_zeros(node, n, blocks, bits)
@@ -324,12 +326,15 @@ def _block_gather(node: Node, lifting: Lifting) -> None:
     bits, block = node.get("bits", 4), node.get("block_size", 128)
     if source is None or source.graph is None or content is None or scales is None or scales.dtype is not DType.FLOAT:
         raise NotLiftable("its table is not constant, or its scales are not f32")
-    if len(content.shape) != 2 or node.get("gather_axis", 0) != 0 or node.get("quantize_axis", 1) not in (1, -1):
+    matrix = len(content.shape) == 2 == len(scales.shape)
+    if not matrix or node.get("gather_axis", 0) != 0 or node.get("quantize_axis", 1) not in (1, -1):
         raise NotLiftable("its table is no matrix of rows with blocks along each")
     rows, blocks = content.shape[0], scales.shape[1]
     packed = content.dtype is DType.UINT8
+    if packed and bits not in _PACKED:
+        raise NotLiftable(f"its codes have {bits} bits, not 2, 4 or 8")
     codes = _unpacked(content.numpy(), bits) if packed and bits < 8 else content.numpy()
-    dtype = {2: DType.UINT2, 4: DType.UINT4, 8: DType.UINT8}[bits] if packed else content.dtype
+    dtype = _PACKED[bits] if packed else content.dtype
     zeros: tuple[int, ...] = (1 << (bits - 1),) if packed else (0,)
     if node.input(3) is not None:
         points = constant_of(node.input(3))
@@ -345,6 +350,10 @@ def _block_gather(node: Node, lifting: Lifting) -> None:
     weight = source.graph.add_initializer(f"{source.name}_float", Tensor.of(numbers))
     weight.frozen = True
     lifting.replace(node, "Gather", [weight, node.input(1)], {"axis": 0}, {0: quant}, [None], kernel="weight-only")
+
+
+_PACKED = {2: DType.UINT2, 4: DType.UINT4, 8: DType.UINT8}
+"""The type of codes of so many bits that stand several to a byte."""
 
 
 def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:

@@ -16,16 +16,12 @@ from qir.errors import OptionError, suggest
 from qir.ir import DType, Model, Node, SparseTensor, Tensor, Value, format_type
 from qir.pipeline import Pipeline
 from qir.pipeline.registry import load_target
-from qir.quant.detect import first_quantized_node
+from qir.quant.detect import first_quantized_node, is_quantized
 from qir.targets.regions import plan_regions
 
 __all__ = ["cost_facts", "inspect", "integer_facts", "model_facts"]
 
-# Operators that mean that (part of) a model is quantized already.
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
-)
-_QUANTIZED_PREFIXES = ("QLinear", "DynamicQuantize", "QAttention", "QGemm", "QEmbed", "QMoE", "GatherBlockQuantized")
+_INTEGER_WEIGHTS = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
 
 
 def inspect(
@@ -110,11 +106,13 @@ def cost_facts(model: Model, dims: Mapping[str, int]) -> dict[str, Any]:
 def _precision(node: Node) -> str:
     """In what a node that multiplies computes: integers where its kernel does, or where the runtime can make it so
     because all it reads is dequantized."""
-    if node.op.startswith(_QUANTIZED_PREFIXES) or "Integer" in node.op:
+    if node.op in _INTEGER_WEIGHTS:
+        return "integer weights"
+    if is_quantized(node):
         return "int8"
     makers = [value.producer for value in node.inputs[:2] if value is not None]
     dequantized = [maker is not None and maker.op == "DequantizeLinear" for maker in makers]
-    if "NBits" in node.op or (len(dequantized) > 1 and dequantized[1] and not dequantized[0]):
+    if len(dequantized) > 1 and dequantized[1] and not dequantized[0]:
         return "integer weights"
     if dequantized and all(dequantized):
         return "int8"
@@ -182,7 +180,7 @@ def _bytes_by_dtype(tensors: list[Tensor]) -> dict[str, int]:
 
 def _quantization(nodes: list[Node]) -> dict[str, Any] | None:
     """Quantized operators by name, and the integer types that quantizers store; None for a float model."""
-    ops = Counter(_op(node) for node in nodes if node.op in _QUANTIZED or node.op.startswith(_QUANTIZED_PREFIXES))
+    ops = Counter(_op(node) for node in nodes if is_quantized(node))
     if not ops:
         return None
     stored: Counter[str] = Counter()

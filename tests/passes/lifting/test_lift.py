@@ -480,6 +480,21 @@ def test_what_stays_has_a_remark_with_the_reason(text: str, reason: str) -> None
     assert_equal(run(source, samples), run(passes(result.model, "emit-qdq").model, samples))
 
 
+@pytest.mark.parametrize("said", ["K=40, N=8, block_size=32", "K=0, N=8, block_size=16", "bits=3"])
+def test_packed_weights_of_another_size_stay(said: str) -> None:
+    """Such a model does not load, but reading it is no reason to crash."""
+    attributes = "K=40, N=8, block_size=16" if said == "bits=3" else said
+    bits = ", bits=3" if said == "bits=3" else ""
+    source = model(
+        f"""graph (%x: f32[2,40]) -> (%y) {{
+          @w: u8[8,3,8] #1 @s: f32[24] #2
+          %y: f32[2,8] = com.microsoft.MatMulNBits(%x, @w, @s) {{{attributes}{bits}}}
+        }}"""
+    )
+    [remark] = passes(source, "lift").remarks
+    assert remark.kind is RemarkKind.MISSED and remark.message.startswith("MatMulNBits stays as it is: its weight")
+
+
 def test_a_float_model_is_left_alone() -> None:
     source = model(CONV)
     result = passes(source, "lift")
