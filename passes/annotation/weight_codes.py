@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from qir.calibration.data import open_data
-from qir.calibration.sequential import Layer, Step, float_means, linear_layers, visit_layers
+from qir.calibration.sequential import Layer, Step, float_means, linear_layers, recurrent_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
 from qir.passes.accuracy.correct_bias import correct_bias, spread
@@ -105,6 +105,7 @@ def store_weights(
     if ctx.calibration is not None and weights:
         feeds = spread(open_data(ctx.calibration, input_specs(model)), options.samples)
         layers = [layer for layer in linear_layers(model) if _reads_matrix(layer, weights)]
+        layers += [layer for layer in recurrent_layers(model) if layer.weight_use.value in weights]
         biased = [layer for layer in layers if layer.bias_owner is not None]
         expected = float_means(model, biased, feeds) if biased else {}
         ctx.progress.start("choosing weight codes", len(layers))
@@ -217,7 +218,7 @@ def _fit(
     if final.rounded is None or not best.rounding_pays:
         return final.quant, nearest(weight, final.quant), power
     quant, rounded = final.quant, final.rounded
-    if options.refit != "nothing" and len(layer.cuts) == 1:
+    if options.refit != "nothing" and layer.can_refit:
         for _ in range(_REFITS):
             quant, rounded = layer.refit(quant, rounded, tables=options.refit == "tables")
     return quant, layer.geometry.weight(rounded).astype(np.float32), power
@@ -240,7 +241,7 @@ class _Layer:
 
     def __init__(self, step: Step, weight: Weight, coder: Coder, rows: int) -> None:
         self.weight, self.coder = weight, coder
-        self.geometry = layer_rows(step.layer.node, weight.array.shape)
+        self.geometry = layer_rows(step.layer.node, weight.array.shape, step.layer.weight_index)
         self.targets = self.geometry.matrix(weight.array.astype(np.float64))
         wanted = -(-rows // max(len(step.inputs), 1))
         parts = [self.geometry.rows(one.astype(np.float32), wanted) for one in step.inputs]
@@ -283,6 +284,13 @@ class _Layer:
         errors = [math.inf if one is None else self._error(one, judges) for one in (plain, rounded)]
         return _Trial(quant, rounded, min(errors), errors[1] < errors[0])
 
+    @property
+    def can_refit(self) -> bool:
+        """Whether the moments are whole, and no two rows share a scale."""
+        groups, rows, _ = self.targets.shape
+        axis = self.weight.axis
+        return len(self.cuts) == 1 and axis is not None and self.weight.array.shape[axis] == groups * rows
+
     def refit(self, quant: CodebookQuant, rounded: np.ndarray, *, tables: bool) -> tuple[CodebookQuant, np.ndarray]:
         """Levels fitted to the codes of ``rounded``, by all samples, and codes that go down from there."""
         (hessian,) = self.all
@@ -297,7 +305,8 @@ class _Layer:
         if levels is None:
             return None
         groups, rows, _ = self.targets.shape
-        return np.broadcast_to(levels, (groups * rows, levels.shape[1])).reshape(groups, rows, -1)
+        # Directions of a recurrent layer have their levels in common.
+        return np.tile(levels, (groups * rows // len(levels), 1)).reshape(groups, rows, -1)
 
     def _error(self, numbers: np.ndarray, judges: list[np.ndarray]) -> float:
         lost = self.targets - numbers

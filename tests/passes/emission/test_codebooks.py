@@ -15,7 +15,7 @@ from qir.passes.annotation.cluster_weights import ClusterWeights
 from qir.passes.emission.emit_codebook import EmitCodebook
 from qir.pipeline import Pipeline
 from qir.pipeline.contract import PassContext
-from qir.quant.codebook import decode, encode
+from qir.quant.codebook import coded_bytes, decode, encode
 from qir.quant.logarithmic import log_levels
 from qir.runtime.optimized import optimized_model
 from qir.runtime.session import PLAIN, OrtRunner
@@ -210,6 +210,64 @@ def test_samples_make_it_better() -> None:
         seeing = Pipeline.parse(f"{passes},emit-codebook").run(source, calibration=samples[:8]).model
         wanted = run(source, samples[8:])
         assert quality(wanted, run(seeing, samples[8:])) > quality(wanted, run(blind, samples[8:])) + 3
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_samples_make_recurrent_layers_better(op: str, direction: str) -> None:
+    directions, rows = 2 if direction == "bidirectional" else 1, {"LSTM": 4, "GRU": 3}[op] * 32
+    source = model(
+        f"""graph g(%x: f32[20,2,32]) -> (%y) {{
+          @w: f32[{directions},{rows},32] #1  @r: f32[{directions},{rows},32] #2
+          %y, _ = {op}(%x, @w, @r) {{hidden_size=32, direction="{direction}"}}
+        }}"""
+    )
+    mix = DRAW(9).normal(size=(8, 32))
+    samples = [{"x": (DRAW(seed).normal(size=(20, 2, 8)) @ mix).astype(np.float32)} for seed in range(12)]
+    for passes in ("cluster-weights", "quantize-log"):
+        blind = Pipeline.parse(f"{passes},emit-codebook").run(source).model
+        seeing = Pipeline.parse(f"{passes},emit-codebook").run(source, calibration=samples[:8]).model
+        wanted = run(source, samples[8:])
+        assert quality(wanted, run(seeing, samples[8:])) > quality(wanted, run(blind, samples[8:])) + 2
+
+
+def test_a_budget_goes_where_the_results_feel_it() -> None:
+    """A weight in front of large factors gets more bits than the one that is hardly heard; all stay in the budget."""
+    source = model(
+        "graph g(%x: f32[N,64]) -> (%y) { @w: f32[64,64] #1 @v: f32[64,64] #2 @tiny: f32[1] = [0.01]"
+        " %a = MatMul(%x, @w) %b = MatMul(%x, @v) %c = Mul(%b, @tiny) %y = Add(%a, %c) }"
+    )
+    samples, unseen = feeds(source), feeds(source, 4, seed=1)
+    spent = Pipeline.parse("cluster-weights{overhead=0 budget=0.16}").run(source, calibration=samples)
+    even = Pipeline.parse("cluster-weights{overhead=0}").run(source, calibration=samples)
+    bits = {v.name: v.quant.bits for v in spent.model.graph.initializers if isinstance(v.quant, CodebookQuant)}
+    assert bits["w"] > bits["v"] == 4
+    stored = [
+        coded_bytes(4096, quant.bits, len(quant.table), len(quant.scale))
+        for value in spent.model.graph.initializers
+        if isinstance(quant := value.quant, CodebookQuant)
+    ]
+    assert sum(stored) <= 0.16 * 2 * 4 * 4096
+    gain = quality(run(source, unseen), run(decoded(spent.model), unseen)) - quality(
+        run(source, unseen), run(decoded(even.model), unseen)
+    )
+    assert gain > 4
+    assert "weights of 4 bits" in spent.passes[0].statistics
+    blind = Pipeline.parse("cluster-weights{budget=0.16}").run(source)
+    assert blind.remarks[0].message.startswith("4 bits everywhere: without samples")
+
+
+def test_the_weight_that_is_felt_most_stays_float_where_the_budget_allows_it() -> None:
+    source = model(
+        "graph g(%x: f32[N,64]) -> (%y) { @w: f32[64,16] #1 @v: f32[16,2048] #2 @u: f32[2048,64] #3"
+        " @large: f32[1] = [1000]"
+        " %a = MatMul(%x, @w) %b = MatMul(%a, @v) %c = MatMul(%b, @u) %d = MatMul(%a, @t) %e = Mul(%d, @large)"
+        " @t: f32[16,64] #4 %y = Add(%c, %e) }"
+    )
+    result = Pipeline.parse("cluster-weights{budget=0.25}").run(source, calibration=feeds(source))
+    floats = [value.name for value in result.model.graph.initializers if value.quant is None and value.name != "large"]
+    assert floats == [remark.subject for remark in result.remarks if remark.message.startswith("stays float: the res")]
+    assert floats and set(floats) <= {"w", "t"}
 
 
 def test_every_reader_of_weights() -> None:
