@@ -43,10 +43,21 @@ from qir.runtime.latency import LatencyComparison, bootstrap_ratio, timing_confi
 from qir.runtime.session import OPTIMIZED, OrtRunner
 from qir.validation.metrics import Comparison, finite_db
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from int8 import _QIR, CALIBRATION_SAMPLES, SHARED, Bench, Row, load_zoo, number, ratio, stack  # a sibling program
-from precision_peers import PEERS
-from zoo_scores import ZooScores
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the file runs as a program from any folder
+
+from tools.bench.int8 import (
+    _QIR,
+    CALIBRATION_SAMPLES,
+    SHARED,
+    Bench,
+    Row,
+    load_zoo,
+    number,
+    ratio,
+    stack,
+)
+from tools.bench.precision_peers import PEERS
+from tools.bench.zoo_scores import ZooScores
 
 _FOLD = ("--set", "emit-weight-only.form=fold")
 _NBITS = ("--set", "emit-weight-only.form=contrib")

@@ -9,26 +9,23 @@ output, as docs/debug-accuracy.md shows it.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import sys
 import tempfile
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qir.cli import main as qir
 from qir.runtime.session import OrtRunner
+from tools.bench.int8 import CALIBRATION_SAMPLES, SHARED, load_zoo, stack
 from tools.bench.zoo_scores import ZooScores
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 PLAIN = (
     "widen-float16,canonicalize,convert-opset{to=13},fold-constants,fuse,canonicalize,"
     "quantize-static{activation=u8 weight=s8 results=true},emit-qdq"
 )
-CALIBRATION = 64
 TOLERABLE_NATS, TOLERABLE_SHARE = 0.01, 0.005
 """A drop of a loss; of a correlation or a share of samples."""
 
@@ -47,11 +44,8 @@ def run(command: list[str], shown: str, keep: tuple[str, ...] = ()) -> None:
 
 
 def rounds(name: str, most: int, samples: int) -> None:
-    spec = importlib.util.spec_from_file_location("zoo", SHARED / "zoo" / "load.py")
-    assert spec is not None and spec.loader is not None
-    zoo: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo)
-    model, calibration, feeds, labels = zoo.load(name, CALIBRATION)
+    zoo = load_zoo()
+    model, calibration, feeds, labels = zoo.load(name, CALIBRATION_SAMPLES)
     scores = ZooScores(zoo, name, labels)
     if scores.kind is None:
         raise SystemExit(f"{name} has no labels to judge by: name another model of {SHARED / 'zoo'}")
@@ -60,7 +54,7 @@ def rounds(name: str, most: int, samples: int) -> None:
     wanted = scores.of_model(model, feeds)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("model.onnx").symlink_to(model)
-        np.savez("calib.npz", **{key: np.stack([feed[key] for feed in calibration]) for key in calibration[0]})
+        np.savez("calib.npz", **stack(calibration))
         recipe: list[str] = []
         for number in range(most + 1):
             made = f"q{number}.onnx"
