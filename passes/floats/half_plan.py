@@ -54,7 +54,7 @@ class HalfPlan:
         if node is None or node not in self.half:
             return False
         schema = schema_of(node, self.model)
-        return self._takes(None if schema is None else schema.output(node.outputs.index(value)))
+        return self._takes(None if schema is None else schema.output(value.index))
 
     def _takes(self, formal: Formal | None) -> bool:
         return formal is not None and _type_name(self.dtype) in formal.types

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from qir.pipeline.contract import Progress
 from qir.quant.schemes import activation_quant
 from qir.runtime.session import OPTIMIZED, PLAIN, OrtRunner
 from qir.validation.alignment import Quantizer, Unit, computes_on_codes, dequantizers
-from qir.validation.layers import Arrays, Cut, LayerErrors
+from qir.validation.layers import Arrays, Cut, Edit, LayerErrors
 from qir.validation.metrics import OutputMetrics
 
 __all__ = ["LINEAR", "MORE_BITS", "TRIED_METHODS", "Bench", "Group", "Plan", "open_bench"]
@@ -177,17 +178,18 @@ class Bench:
 
     def open_ways(self, nodes: Sequence[Node]) -> list[str]:
         """Cuts with all static quantizers of these nodes made in another way; which ways there are."""
+        chosen = set(nodes)
         histograms = {
             grid.quantizer.node: (grid.quantizer, grid.histogram)
             for layer in self._found.layers
-            if layer.unit.node in set(nodes)
+            if layer.unit.node in chosen
             for grid in layer.grids
         }
         for method in TRIED_METHODS if histograms else ():
             ranges = {
                 quantizer.node: (quantizer, _range(method, histogram)) for quantizer, histogram in histograms.values()
             }
-            self._open(method, lambda clones, ranges=ranges: _requantize(clones, ranges))
+            self._open(method, partial(_requantize, ranges=ranges))
         inputs = [
             quantizer.node
             for units in (self._units[node] for node in nodes if node.op in LINEAR)
@@ -196,10 +198,10 @@ class Bench:
             if not quantizer.is_result and quantizer.quant.dtype in (DType.UINT8, DType.INT8)
         ]
         if inputs:
-            self._open("int8-dynamic", lambda clones: _make_dynamic(clones, inputs))
+            self._open("int8-dynamic", partial(_make_dynamic, quantizers=inputs))
         return [way for way in self._cuts if way is not None]
 
-    def _open(self, way: str, edit: Any) -> None:
+    def _open(self, way: str, edit: Edit) -> None:
         units = _cut_at(self._found)
         self._cuts[way] = self._stack.enter_context(
             Cut.open(self._found.quantized, units, self._factors, edit, True, OPTIMIZED)

@@ -30,7 +30,7 @@ from qir.runtime.session import OPTIMIZED, PLAIN, OrtRunner, SessionConfig
 from qir.validation.alignment import Alignment, Quantizer, Unit, align, dequantizers
 from qir.validation.metrics import OutputMetrics, finite_db
 
-__all__ = ["EXACT", "Cut", "Grid", "Layer", "LayerErrors", "compare_layers"]
+__all__ = ["EXACT", "Cut", "Edit", "Grid", "Layer", "LayerErrors", "compare_layers"]
 
 Arrays = Mapping[str, np.ndarray]
 
