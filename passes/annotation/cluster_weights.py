@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from qir.ir import CodebookQuant, Model
-from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, store_weights
+from qir.calibration.data import open_data, spread
+from qir.calibration.specs import input_specs
+from qir.ir import CodebookQuant, Model, Value
+from qir.passes.annotation.spread_bits import FLOAT, spread_bits, weight_noises
+from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, nearest, store_weights
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
-from qir.quant.codebook import learn_tables, learn_vectors, part_count, to_rows
+from qir.quant.codebook import (
+    SCALE_BITS,
+    coded_bytes,
+    learn_tables,
+    learn_vectors,
+    narrow_scales,
+    part_count,
+    to_rows,
+)
 
 __all__ = ["ClusterWeights"]
 
@@ -24,8 +36,9 @@ class ClusterWeights(Pass):
 
     ``tables``: how many tables a tensor gets; by default as many as ``overhead`` (of the codes' size, scales included)
     pays for. ``dim``: how many neighbouring numbers one code stands for (vector quantization; one table a tensor):
-    ``bits=8 dim=2`` takes 4 bits a number. Weights under ``min-size`` numbers, or ``min-channel`` a channel
-    (depthwise convolutions), stay float, as do biases and norms.
+    ``bits=8 dim=2`` takes 4 bits a number. With a ``budget``, what ``bits`` a weight leave of it goes to the weights
+    whose errors the model's results feel most, as more bits. Weights under ``min-size`` numbers, or ``min-channel`` a
+    channel (depthwise convolutions), stay float, as do biases and norms.
 
     Before::
 
@@ -44,6 +57,10 @@ class ClusterWeights(Pass):
     dim: int = 1
     tables: int | None = None
     overhead: float = 0.2
+    budget: float | None = None
+    """What codes, tables and scales may take of the float bytes of the coded weights; needs samples."""
+    probes: int = 8
+    """How many calibration samples tell how much the results feel a weight's error."""
     min_size: int = 512
     min_channel: int = 32
     samples: int = 64
@@ -67,36 +84,68 @@ class ClusterWeights(Pass):
         )
         result = PassResult()
         weights = gather_weights(self, options, model, result)
-        store_weights(self, options, weights, self._code, model, ctx, result)
+        bits = self._choose_bits(weights, model, ctx, result)
+
+        def coder(weight: Weight, importance: np.ndarray) -> CodebookQuant:
+            return self._code(weight, importance, bits[weight.value])
+
+        coded = [weight for weight in weights if bits[weight.value] != FLOAT]
+        store_weights(self, options, coded, coder, model, ctx, result)
         return result
 
-    def _code(self, weight: Weight, importance: np.ndarray) -> CodebookQuant:
+    def _choose_bits(
+        self, weights: list[Weight], model: Model, ctx: PassContext, result: PassResult
+    ) -> Mapping[Value, int]:
+        if self.budget is None or self.dim > 1 or not weights:
+            return dict.fromkeys((weight.value for weight in weights), self.bits)
+        if ctx.calibration is None:
+            text = f"{self.bits} bits everywhere: without samples nobody knows which weights need the budget's rest"
+            result.remarks.append(self.missed(None, text))
+            return dict.fromkeys((weight.value for weight in weights), self.bits)
+
+        def coded(weight: Weight) -> np.ndarray:
+            return nearest(weight, self._code(weight, np.ones_like(weight.array), self.bits))
+
+        feeds = spread(open_data(ctx.calibration, input_specs(model)), self.probes)
+        noises = weight_noises(model, weights, coded, feeds, ctx)
+        budget = int(self.budget * sum(weight.array.nbytes for weight in weights))
+        chosen = spread_bits(weights, noises, self.bits, budget, self._bytes)
+        for weight in weights:
+            result.count(f"weights of {chosen[weight.value]} bits")
+            if chosen[weight.value] == FLOAT:
+                text = "stays float: the results feel its errors most, for its size, and the budget allows it"
+                result.remarks.append(self.missed(weight.value, text))
+        return chosen
+
+    def _bytes(self, weight: Weight, bits: int) -> int:
+        """In the file, about."""
+        channels = 1 if weight.axis is None else weight.array.shape[weight.axis]
+        tables = self._parts(channels, weight.array.size // channels, bits)
+        return coded_bytes(weight.array.size, bits, tables, channels)
+
+    def _code(self, weight: Weight, importance: np.ndarray, bits: int) -> CodebookQuant:
         axis = weight.axis
-        whole = CodebookQuant(self.bits, ((0.0,),), axis)
+        whole = CodebookQuant(bits, ((0.0,),), axis)
         rows, weights = to_rows(weight.array, whole).astype(np.float64), to_rows(importance, whole)
-        largest = np.abs(rows).max(axis=1)
-        scale = largest.astype(np.float32)  # 0 for a channel of zeros, which no level need then be
-        # Rounding down must not bring the largest number above 1.
-        scale = np.where(scale < largest, np.nextafter(scale, np.float32(np.inf)), scale)
+        scale = narrow_scales(np.abs(rows).max(axis=1))  # 0 for a channel of zeros, which no level need then be
         normal = rows / np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
         mass = weights * np.square(scale.astype(np.float64))[:, None]
         mass = mass / (mass.mean() or 1.0)
-        levels = 1 << self.bits
+        levels = 1 << bits
         scales = tuple(scale.tolist())
         if self.dim > 1 and rows.shape[1] % self.dim == 0:
             vectors = normal.reshape(-1, self.dim)
             words = learn_vectors(vectors, mass.reshape(-1, self.dim).mean(axis=1), min(levels, len(vectors)))
-            return CodebookQuant(self.bits, (_halves(words.reshape(-1)),), axis, scales, self.dim)
-        parts = self._parts(rows.shape[0], rows.shape[1], levels)
+            return CodebookQuant(bits, (_halves(words.reshape(-1)),), axis, scales, self.dim)
+        parts = self._parts(rows.shape[0], rows.shape[1], bits)
         table = learn_tables(normal.reshape(parts, -1), mass.reshape(parts, -1), levels)
-        return CodebookQuant(self.bits, tuple(map(_halves, table)), axis, scales)
+        return CodebookQuant(bits, tuple(map(_halves, table)), axis, scales)
 
-    def _parts(self, channels: int, elements: int, levels: int) -> int:
+    def _parts(self, channels: int, elements: int, bits: int) -> int:
         if self.tables is not None:
             return max(part for part in range(1, min(self.tables, channels) + 1) if channels % part == 0)
-        stored = 8 if self.bits > 4 else 4
-        overhead = max(self.overhead - 32 / (elements * stored), 0.0)
-        return part_count(channels, elements, levels, overhead, stored)
+        overhead = max(self.overhead - SCALE_BITS / (elements * bits), 0.0)
+        return part_count(channels, elements, bits, overhead)
 
 
 def _halves(levels: np.ndarray) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from qir.ir import CodebookQuant, Model
 from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, store_weights
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
-from qir.quant.codebook import to_rows
+from qir.quant.codebook import narrow_scales, to_rows
 from qir.quant.logarithmic import BASES, Base, decode_log, encode_log, log_levels
 
 __all__ = ["QuantizeLog"]
@@ -87,7 +87,7 @@ class QuantizeLog(Pass):
         start = np.ceil(np.log2(largest)) if self.power_of_two_scale else np.log2(largest)
         best, least = np.zeros(len(rows), np.float32), np.full(len(rows), np.inf)
         for offset in np.arange(-1.0, 1.0 + step / 2, step):
-            scale = np.exp2(start + offset).astype(np.float32)
+            scale = narrow_scales(np.exp2(start + offset))
             numbers = decode_log(encode_log(rows / scale[:, None], self.bits, base), self.bits, base) * scale[:, None]
             error = (weights * (numbers - rows) ** 2).sum(axis=1)
             better = error < least

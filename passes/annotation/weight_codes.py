@@ -3,8 +3,8 @@
 Layers are visited in order with the inputs that the coded layers before them make; each weight's importance is a power
 of how strongly its input varies, and rounding, where it goes to few levels, makes later columns pay for the errors of
 earlier ones (``quant.gptq``). Which power, and whether rounding pays, calibration samples that were held out decide,
-layer by layer. Levels are then fitted to the codes and codes to the levels, in turn (``quant.refit``). Constants that no
-such layer reads get their nearest levels.
+layer by layer. Levels are then fitted to the codes and codes to the levels, in turn (``quant.refit``). Constants that
+no such layer reads get their nearest levels.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _MOST_LEVELS = 64
 """With more levels the nearest one is near enough."""
 _MOST_COLUMNS = 4096
 _REFITS = 2
+_DAMPINGS = (0.01, 0.1)
+"""Of the moments, see ``gptq.round_levels``."""
 
 _OPERANDS = {
     "Conv": (1,),
@@ -202,26 +204,25 @@ def _reads_matrix(layer: Layer, weights: dict[Value, Weight]) -> bool:
     return node.op == "Conv" or (not node.get("transA", 0) and node.get("alpha", 1.0) == 1.0)
 
 
-def _fit(
-    step: Step, weight: Weight, coder: Coder, options: WeightCodes
-) -> tuple[CodebookQuant, np.ndarray, float]:
+def _fit(step: Step, weight: Weight, coder: Coder, options: WeightCodes) -> tuple[CodebookQuant, np.ndarray, float]:
     """The levels of a layer's weight, the weight on them, and the power of the weighting that they are chosen with.
 
-    How much a weight counts, and whether rounding by effect pays, is decided on samples held out; the levels and codes
-    are then chosen anew, on all of them.
+    How much a weight counts, whether rounding by effect pays, and how far to trust few samples' moments, is decided on
+    samples held out; the levels and codes are then chosen anew, on all of them.
     """
     layer = _Layer(step, weight, coder, options.rows)
-    trials = [layer.code(power, layer.fitted, layer.held_out) for power in _WEIGHTINGS]
+    trials = [layer.code(power, _DAMPINGS[0], layer.fitted, layer.held_out) for power in _WEIGHTINGS]
     best = min(trials, key=lambda trial: trial.error)
-    power = _WEIGHTINGS[trials.index(best)]
-    final = layer.code(power, layer.all, None)
+    trials = [best, *(layer.code(best.power, damping, layer.fitted, layer.held_out) for damping in _DAMPINGS[1:])]
+    best = min(trials, key=lambda trial: trial.error)
+    final = layer.code(best.power, best.damping, layer.all, None)
     if final.rounded is None or not best.rounding_pays:
-        return final.quant, nearest(weight, final.quant), power
+        return final.quant, nearest(weight, final.quant), best.power
     quant, rounded = final.quant, final.rounded
     if options.refit != "nothing" and layer.can_refit:
         for _ in range(_REFITS):
-            quant, rounded = layer.refit(quant, rounded, tables=options.refit == "tables")
-    return quant, layer.geometry.weight(rounded).astype(np.float32), power
+            quant, rounded = layer.refit(quant, rounded, best.damping, tables=options.refit == "tables")
+    return quant, layer.geometry.weight(rounded).astype(np.float32), best.power
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,6 +230,8 @@ class _Trial:
     """``rounded``: the weight as a matrix, rounded by effect; None where there are too many levels for it to matter.
     ``error``: mean square error of the layer's results with the better of the nearest and the rounded weight."""
 
+    power: float
+    damping: float
     quant: CodebookQuant
     rounded: np.ndarray | None
     error: float
@@ -265,9 +268,9 @@ class _Layer:
             found.append(moments.hessian(mean_weight))
         return found
 
-    def code(self, power: float, hessians: list[np.ndarray], judges: list[np.ndarray] | None) -> _Trial:
-        """Levels and codes by ``hessians``, each weight counted by that power of its input's strength; the error without
-        ``judges`` is 0."""
+    def code(self, power: float, damping: float, hessians: list[np.ndarray], judges: list[np.ndarray] | None) -> _Trial:
+        """Levels and codes by ``hessians``, each weight counted by that power of its input's strength; the error
+        without ``judges`` is 0."""
         strength = np.concatenate([np.diagonal(hessian, axis1=1, axis2=2) for hessian in hessians], axis=1)
         # A dead input still has a weight, which some other input may wake.
         strength = np.power(strength + 1e-3 * strength.mean(axis=1, keepdims=True), power)
@@ -277,12 +280,12 @@ class _Layer:
         if levels is not None:
             rounded = np.empty(self.targets.shape)
             for cut, hessian in zip(self.cuts, hessians, strict=True):
-                rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels)
+                rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels, damping=damping)
         if judges is None:
-            return _Trial(quant, rounded, 0.0, False)
+            return _Trial(power, damping, quant, rounded, 0.0, False)
         plain = self.geometry.matrix(nearest(self.weight, quant))
         errors = [math.inf if one is None else self._error(one, judges) for one in (plain, rounded)]
-        return _Trial(quant, rounded, min(errors), errors[1] < errors[0])
+        return _Trial(power, damping, quant, rounded, min(errors), errors[1] < errors[0])
 
     @property
     def can_refit(self) -> bool:
@@ -291,13 +294,15 @@ class _Layer:
         axis = self.weight.axis
         return len(self.cuts) == 1 and axis is not None and self.weight.array.shape[axis] == groups * rows
 
-    def refit(self, quant: CodebookQuant, rounded: np.ndarray, *, tables: bool) -> tuple[CodebookQuant, np.ndarray]:
+    def refit(
+        self, quant: CodebookQuant, rounded: np.ndarray, damping: float, *, tables: bool
+    ) -> tuple[CodebookQuant, np.ndarray]:
         """Levels fitted to the codes of ``rounded``, by all samples, and codes that go down from there."""
         (hessian,) = self.all
-        quant, numbers = refit_levels(quant, self.targets, rounded, damped_moments(hessian), tables=tables)
+        quant, numbers = refit_levels(quant, self.targets, rounded, damped_moments(hessian, damping), tables=tables)
         levels = self._levels(quant)
         assert levels is not None
-        return quant, round_levels(self.targets, hessian, levels, start=numbers)
+        return quant, round_levels(self.targets, hessian, levels, damping=damping, start=numbers)
 
     def _levels(self, quant: CodebookQuant) -> np.ndarray | None:
         """Ascending levels of each row that rounding chooses among, (groups, rows, levels), if there are few."""

@@ -11,12 +11,9 @@ import numpy as np
 from qir.errors import UnsupportedError
 from qir.ir import CodebookQuant, DType, Graph, Model, Node, Tensor, TensorType, UseQuantMarker, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
-from qir.quant.codebook import encode
+from qir.quant.codebook import HALF_FROM, encode
 
 __all__ = ["EmitCodebook"]
-
-_HALF_FROM = 64
-"""Numbers in a table from which it is stored as f16: the node that widens it takes as much as smaller ones save."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class _Emitter:
             scale = np.array(quant.scale, np.float32)
             if len(scale) == channels:
                 scale = scale.reshape(-1, *[1] * (len(moved) - 1))
-            factor = self.graph.add_initializer(f"{value.name}_scale", Tensor.of(scale))
+            factor = self._numbers(scale, f"{value.name}_scale")
             result = self._add("Mul", [result, factor], TensorType(DType.FLOAT, moved))
         if axis:
             order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
@@ -155,11 +152,15 @@ class _Emitter:
             table = table.reshape(-1, quant.dim)
         elif len(table) == 1:
             table = table[0]
-        half = table.astype(np.float16)
-        if table.size < _HALF_FROM or not np.array_equal(half.astype(np.float32), table):
-            return self._constant(table, f"{value.name}_table")
-        stored = self._constant(half, f"{value.name}_table")
-        return self._add("Cast", [stored], TensorType(DType.FLOAT, table.shape), to=DType.FLOAT.code)
+        return self._numbers(table, f"{value.name}_table")
+
+    def _numbers(self, array: np.ndarray, name: str) -> Value:
+        """f32 numbers, stored as f16 where that holds them and they are many."""
+        half = array.astype(np.float16)
+        if array.size < HALF_FROM or not np.array_equal(half.astype(np.float32), array):
+            return self._constant(array, name)
+        stored = self._constant(half, name)
+        return self._add("Cast", [stored], TensorType(DType.FLOAT, array.shape), to=DType.FLOAT.code)
 
     def _ints(self, numbers: tuple[int, ...]) -> Value:
         return self._constant(np.array(numbers, np.int64), "shape")

@@ -16,20 +16,28 @@ from qir.errors import OptionError
 from qir.ir import CodebookQuant
 
 __all__ = [
+    "HALF_FROM",
+    "SCALE_BITS",
+    "coded_bytes",
     "decode",
     "encode",
     "from_rows",
     "learn_tables",
     "learn_vectors",
     "level_count",
+    "narrow_scales",
     "part_count",
     "row_levels",
     "to_rows",
 ]
 
+SCALE_BITS = 16
+"""Of a scale and of a level, both numbers that f16 holds."""
+HALF_FROM = 32
+"""So many levels or scales are stored as f16: the node that widens them takes as much as fewer ones save."""
 _ROUNDS = 40
 _OFFSET = 4.0
-"""Apart enough for rows of normalised numbers, |x| <= 1, to be searched as one sorted sequence."""
+"""Apart enough for rows of normalised numbers, |x| < 2, to be searched as one sorted sequence."""
 
 
 def level_count(quant: CodebookQuant) -> int:
@@ -105,18 +113,32 @@ def encode(array: np.ndarray, quant: CodebookQuant) -> np.ndarray:
     return codes
 
 
-def part_count(channels: int, elements: int, levels: int, overhead: float, number_bits: int = 4) -> int:
+def part_count(channels: int, elements: int, bits: int, overhead: float) -> int:
     """Into how many equal parts the channels are cut, each with a table of its own.
 
-    ``overhead``: what tables of 16-bit levels may take, relative to the codes of ``number_bits`` bits a number. At
-    least 1; a divisor of ``channels``.
+    ``overhead``: what tables may take, relative to the codes of ``bits`` bits a number. At least 1; a divisor of
+    ``channels``.
     """
-    affordable = int(channels * elements * number_bits * overhead / (levels * 16))
+    affordable = int(channels * elements * bits * overhead / ((1 << bits) * SCALE_BITS))
     return max(part for part in range(1, channels + 1) if channels % part == 0 and (part == 1 or part <= affordable))
 
 
+def coded_bytes(numbers: int, bits: int, tables: int, scales: int) -> int:
+    """What codes, full tables and scales take in a file."""
+    stored = [(count, 2 if count >= HALF_FROM else 4) for count in (tables << bits, scales)]
+    return -(-numbers * bits // 8) + sum(count * width for count, width in stored)
+
+
+def narrow_scales(scale: np.ndarray) -> np.ndarray:
+    """The nearest numbers that f16 holds, as float32; of float32 where f16 lacks the range for one of them."""
+    size = np.abs(scale[scale != 0])
+    limits = np.finfo(np.float16)
+    fits = size.size == 0 or (size.min() >= limits.smallest_normal and size.max() <= limits.max)
+    return np.asarray(scale.astype(np.float16 if fits else np.float32).astype(np.float32))
+
+
 def learn_tables(rows: np.ndarray, weights: np.ndarray, levels: int) -> np.ndarray:
-    """Tables (R, levels) of ascending float64 for ``rows`` (R, n) of numbers in [-1, 1], each with a weight >= 0.
+    """Tables (R, levels) of ascending float64 for ``rows`` (R, n) of numbers in about [-1, 1], with a weight >= 0 each.
 
     Least weighted squared error that Lloyd's iteration reaches from the better of two starts: levels at equal
     distances, and at equal shares of the weighted distribution to the power 1/3 (Panter and Dite, 1951). Deterministic.
@@ -147,7 +169,7 @@ def learn_vectors(vectors: np.ndarray, weights: np.ndarray, levels: int, rounds:
     along = np.argsort(np.round(vectors @ axis, 9), kind="stable")
     words = vectors[along[np.linspace(0, len(along) - 1, levels).round().astype(np.int64)]].copy()
     for _ in range(rounds):
-        near = _nearest_vector(vectors, words)
+        near = _nearly_nearest(vectors, words)
         mass = np.bincount(near, weights, levels)
         error = ((vectors - words[near]) ** 2).sum(axis=1) * weights
         moved = np.stack([np.bincount(near, weights * column, levels) for column in vectors.T], axis=1)
@@ -165,6 +187,16 @@ def _nearest_vector(vectors: np.ndarray, words: np.ndarray) -> np.ndarray:
     for start in range(0, len(vectors), step):
         part = vectors[start : start + step]
         found[start : start + step] = ((part[:, None] - words) ** 2).sum(axis=-1).argmin(axis=1)
+    return found
+
+
+def _nearly_nearest(vectors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """The same but for words that are equally near within rounding: a matrix product, several times faster."""
+    found = np.empty(len(vectors), np.int64)
+    half = (words**2).sum(axis=1) / 2
+    step = max(1, (1 << 22) // len(words))
+    for start in range(0, len(vectors), step):
+        found[start : start + step] = (vectors[start : start + step] @ words.T - half).argmax(axis=1)
     return found
 
 

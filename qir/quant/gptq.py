@@ -223,7 +223,7 @@ class _Grid:
         return np.asarray(np.clip(np.rint(ideal / scale), self._low[:, index], self._high[:, index]) * scale)
 
 
-def damped_moments(hessian: np.ndarray, damping: float = 0.01) -> np.ndarray:
+def damped_moments(hessian: np.ndarray, damping: float) -> np.ndarray:
     """``hessian`` (groups, columns, columns) with ``damping`` times the mean of its diagonal added to that."""
     columns = hessian.shape[-1]
     mean = np.diagonal(hessian, axis1=1, axis2=2).mean(axis=1)

@@ -1,5 +1,5 @@
-"""Fitting levels to codes: once the codes of a layer's weights are chosen, the tables and scales that they stand for are
-least squares problems, with the error weighed as the layer's results feel it.
+"""Fitting levels to codes: once the codes of a layer's weights are chosen, the tables and scales that they stand for
+are least squares problems, with the error weighed as the layer's results feel it.
 
 With H the second moment of the inputs, the error of channel c is e H e^T for e = w - scale[c] * table[code]. It is
 quadratic in the tables and, apart from those, in each scale, as in additive quantization of language models (Egiazarian
@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from qir.ir import CodebookQuant
-from qir.quant.codebook import row_levels
+from qir.quant.codebook import narrow_scales, row_levels
 
 __all__ = ["refit_levels"]
 
@@ -27,9 +27,9 @@ def refit_levels(
 ) -> tuple[CodebookQuant, np.ndarray]:
     """Better scales, and with ``tables`` better tables, for the codes of ``numbers``; and the numbers on those levels.
 
-    ``targets``, ``numbers``: (groups, rows, columns), float64, ``numbers`` on the levels of ``quant``, which has a scale
-    for each of the groups * rows channels and ``dim`` 1. ``hessian``: (groups, columns, columns), damped, so that it is
-    positive definite. Tables are rounded to f16, scales to f32.
+    ``targets``, ``numbers``: (groups, rows, columns), float64, ``numbers`` on the levels of ``quant``, which has a
+    scale for each of the groups * rows channels and ``dim`` 1. ``hessian``: (groups, columns, columns), damped, so
+    that it is positive definite. Tables are rounded to f16, scales where that has the range for them.
     """
     shape = targets.shape
     channels = shape[0] * shape[1]
@@ -86,8 +86,8 @@ def _fit_tables(
 
 
 def _fit_scales(numbers: np.ndarray, scale: np.ndarray, targets: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-    """The best scale, float32, of each channel of unscaled numbers (groups, rows, columns)."""
+    """The best scale of each channel of unscaled numbers (groups, rows, columns)."""
     felt = numbers @ hessian
     wanted, own = (felt * targets).sum(axis=-1).reshape(-1), (felt * numbers).sum(axis=-1).reshape(-1)
     best = np.where(own > 0, wanted / np.where(own > 0, own, 1), scale)
-    return np.where(best > 0, best, scale).astype(np.float32)
+    return narrow_scales(np.where(best > 0, best, scale))

@@ -139,11 +139,11 @@ def test_vectors_beat_single_numbers_where_they_hang_together() -> None:
 
 
 def test_as_many_tables_as_the_codes_pay_for() -> None:
-    assert part_count(64, 576, 16, 0.2) == 64
-    assert part_count(64, 9, 16, 0.2) == 1
-    assert part_count(64, 64, 16, 0.1) == 4
-    assert part_count(10, 64, 16, 0.0) == 1
+    assert part_count(64, 576, 4, 0.2) == 64
+    assert part_count(64, 9, 4, 0.2) == 1
+    assert part_count(64, 64, 4, 0.1) == 4
+    assert part_count(10, 64, 4, 0.0) == 1
     for channels, elements in ((24, 100), (7, 300), (96, 1)):
-        parts = part_count(channels, elements, 16, 0.2)
+        parts = part_count(channels, elements, 4, 0.2)
         assert channels % parts == 0
         assert parts == 1 or parts * 16 * 16 <= 0.2 * channels * elements * 4

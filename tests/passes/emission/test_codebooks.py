@@ -254,17 +254,17 @@ def test_a_budget_goes_where_the_results_feel_it() -> None:
     assert gain > 4
     assert "weights of 4 bits" in spent.passes[0].statistics
     blind = Pipeline.parse("cluster-weights{budget=0.16}").run(source)
-    assert blind.remarks[0].message.startswith("4 bits everywhere: without samples")
+    assert any(remark.message.startswith("4 bits everywhere: without samples") for remark in blind.remarks)
 
 
 def test_the_weight_that_is_felt_most_stays_float_where_the_budget_allows_it() -> None:
     source = model(
-        "graph g(%x: f32[N,64]) -> (%y) { @w: f32[64,16] #1 @v: f32[16,2048] #2 @u: f32[2048,64] #3"
+        "graph g(%x: f32[N,64]) -> (%y) { @w: f32[64,16] #1 @v: f32[16,384] #2 @u: f32[384,64] #3"
         " @large: f32[1] = [1000]"
         " %a = MatMul(%x, @w) %b = MatMul(%a, @v) %c = MatMul(%b, @u) %d = MatMul(%a, @t) %e = Mul(%d, @large)"
         " @t: f32[16,64] #4 %y = Add(%c, %e) }"
     )
-    result = Pipeline.parse("cluster-weights{budget=0.25}").run(source, calibration=feeds(source))
+    result = Pipeline.parse("cluster-weights{budget=0.25 min-channel=16}").run(source, calibration=feeds(source))
     floats = [value.name for value in result.model.graph.initializers if value.quant is None and value.name != "large"]
     assert floats == [remark.subject for remark in result.remarks if remark.message.startswith("stays float: the res")]
     assert floats and set(floats) <= {"w", "t"}
