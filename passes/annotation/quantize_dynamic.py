@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from qir.calibration.sequential import linear_layers
 from qir.errors import OptionError, suggest
 from qir.ir import Model, Node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -27,24 +30,32 @@ CONV = ("auto", "always", "never")
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
     """Annotate the graph for kernels that quantize their activations at run time: MatMul and Gemm with a constant
-    weight, LSTMs and look-ups in tables as the target has them. ``conv=auto`` takes convolutions where the target's
-    dynamic kernel is faster than float, ``always`` wherever it works (smaller files), ``never`` none. ``keep-float``
-    names nodes that stay float, by original name, glob or operator; ``recipe`` is a TOML file of such choices.
+    weight, LSTMs and look-ups in tables as the target has them. ``linear=auto`` leaves MatMul and Gemm in float where
+    the target's cost table says that they are faster so: at their number of rows or, where nobody knows it, at any;
+    ``always`` takes them all (smaller files). ``conv=auto`` takes convolutions where the target's dynamic kernel is
+    faster than float, ``always`` wherever it works, ``never`` none. ``lstm-scales``: one for each ``channel`` of an
+    LSTM's weights, or for a whole ``tensor``, which runs faster and loses accuracy. ``keep-float`` names nodes that
+    stay float, by original name, glob or operator; ``recipe`` is a TOML file of such choices, which come before all
+    else.
 
     Before::
 
-        %y: f32[1,8] = MatMul(%x, @w)
+        %y: f32[N,256] = MatMul(%x, @w)
 
     After::
 
-        %y: f32[1,8] = MatMul(%x : dynamic(u8), @w : s8[axis=1](...)) kernel=dynamic
+        %y: f32[N,256] = MatMul(%x : dynamic(u8), @w : s8[axis=1](...)) kernel=dynamic
     """
 
     name: ClassVar[str] = "quantize-dynamic"
     effect: ClassVar[Effect] = Effect.ANALYSIS
     keeps_observed: ClassVar[bool] = True
 
+    linear: Literal["auto", "always"] = "auto"
+    """Of MatMul and Gemm."""
     conv: str = "auto"
+    lstm_scales: Literal["channel", "tensor"] = "channel"
+    """What shares one scale in the weights of an LSTM: a gate's unit, or a direction."""
     keep_float: tuple[str, ...] = ()
     recipe: str | None = None
 
@@ -60,17 +71,23 @@ class QuantizeDynamic(Pass):
             choice = chosen.get(node)
             return f"{choice.origin} says so ({choice.match!r})" if choice and choice.precision == "float" else None
 
+        biased = {layer.node for layer in linear_layers(model) if layer.bias_owner not in (None, layer.node)}
+
+        def slower(node: Node) -> bool:
+            wanted = self.linear == "always" or (node in chosen and chosen[node].precision != "float")
+            return not wanted and _is_slower(node, target, node in biased)
+
         result = PassResult()
         for graph in list(model.graph.graphs()):
             plan = plan_regions(graph, target, keep_float)
             for node in list(graph.nodes):
                 rule = plan.integer.get(node)
                 if node.domain == "" and node.op in ("MatMul", "Gemm", "Conv"):
-                    reason = keep_float(node) or self._annotate(node, target)
+                    reason = keep_float(node) or self._annotate(node, target, slower)
                 elif (node.domain, node.op) == ("com.microsoft", "Attention"):
                     reason = keep_float(node) or self._attention(node, target)
                 elif rule is not None and rule.form is Form.RECURRENT:
-                    make_recurrent(node, target)
+                    make_recurrent(node, target, per_channel=self.lstm_scales == "channel")
                     reason = None
                 elif rule is not None and rule.form is Form.LOOKUP:
                     make_lookup(node)
@@ -97,12 +114,16 @@ class QuantizeDynamic(Pass):
             make_attention(node)
         return reason
 
-    def _annotate(self, node: Node, target: Target) -> str | None:
+    def _annotate(self, node: Node, target: Target, slower: Callable[[Node], bool]) -> str | None:
         """Annotate a linear operator or convolution, or say why not."""
         if node.op != "Conv":
             if not target.dynamic_linear:
                 return f"{target.name} has no kernels that quantize at run time"
             reason = reason_against_dynamic(node)
+            if reason is None and slower(node):
+                reason = (
+                    "it is so small that quantizing its input takes longer than integers save (linear=always takes it)"
+                )
             if reason is None:
                 make_dynamic(node, target)
             return reason
@@ -114,6 +135,25 @@ class QuantizeDynamic(Pass):
         return reason
 
 
+def _is_slower(node: Node, target: Target, bias: bool) -> bool:
+    """Whether float is faster at the node's number of rows; where some sizes are open, at one row and at very many of
+    them, hence at any."""
+    data, weight = node.input(0), node.input(1)
+    assert data is not None and weight is not None and weight.tensor is not None
+    inner, columns = weight.tensor.shape[:: -1 if node.get("transB", 0) else 1]
+    sizes = None if data.shape is None else data.shape[:-1]
+    known = math.prod(size for size in sizes or () if isinstance(size, int))
+    is_known = sizes is not None and all(isinstance(size, int) for size in sizes)
+    readers = sum(
+        reason_against_dynamic(use.node) is None for use in data.uses if use.node is not None and use.index == 0
+    )
+    return all(
+        target.cost.dynamic_gain_us(rows, inner, columns, readers=max(readers, 1), bias=bias) < 0
+        for rows in ([known] if is_known else [known, known * _VERY_MANY])
+    )
+
+
+_VERY_MANY = 1000
 _HEAVY = frozenset({"ConvTranspose", "LSTM", "GRU", "RNN", "MultiHeadAttention", "GroupQueryAttention", "Einsum"})
 _DONE = {
     "dynamic": "quantizes its input at run time",

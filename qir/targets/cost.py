@@ -73,10 +73,7 @@ class CostTable:
         if node.op == "Conv" and node.domain in ("", "ai.onnx"):
             return self._conv_us(node, macs, integer)
         if macs:
-            vectors = _rows(node) <= _FEW_ROWS
-            rate = (self.vector_macs_per_us if vectors else self.macs_per_us)[integer]
-            stored = self.integer_node_us + self.store_ns * _elements(node.output) / 1000 if integer else self.node_us
-            return macs / rate + stored
+            return self._product_us(macs, _rows(node), _elements(node.output), integer)
         pair = self.element_ns.get(node.op)
         per_element = self.other_element_ns if pair is None else pair[integer]
         return self.node_us + per_element * sum(_elements(value) for value in node.outputs) / 1000
@@ -113,6 +110,20 @@ class CostTable:
         """What a dynamic kernel takes to quantize its input."""
         source = node.input(0)
         return self.dynamic_node_us + (0.0 if source is None else _elements(source) * self.convert_ns / 1000)
+
+    def dynamic_gain_us(self, rows: int, inner: int, columns: int, *, readers: int = 1, bias: bool = False) -> float:
+        """What a product [rows, inner] x [inner, columns] with a constant weight saves a run where it quantizes its
+        input at run time; negative where float is faster. ``readers`` share the quantized input; with ``bias`` the
+        kernel adds one, for which float needs a node of its own."""
+        macs, results = rows * inner * columns, rows * columns
+        saved = self._product_us(macs, rows, results, False) - self._product_us(macs, rows, results, True)
+        if bias:
+            saved += self.node_us + self.element_ns["Add"][0] * results / 1000
+        return saved - (self.dynamic_node_us + rows * inner * self.convert_ns / 1000) / readers
+
+    def _product_us(self, macs: int, rows: int, results: int, integer: bool) -> float:
+        rate = (self.vector_macs_per_us if rows <= _FEW_ROWS else self.macs_per_us)[integer]
+        return macs / rate + (self.integer_node_us + self.store_ns * results / 1000 if integer else self.node_us)
 
     def _conv_us(self, node: Node, macs: int, integer: bool) -> float:
         weight = node.input(1)

@@ -74,15 +74,17 @@ def make_attention(node: Node) -> None:
     node.kernel = "QAttention"
 
 
-def make_recurrent(node: Node, target: Target) -> None:
-    """Weights of an LSTM for the target's recurrent kernel, W [D, 4H, I] and R [D, 4H, H]: a scale a gate unit.
+def make_recurrent(node: Node, target: Target, *, per_channel: bool = True) -> None:
+    """Weights of an LSTM for the target's recurrent kernel, W [D, 4H, I] and R [D, 4H, H]: a scale a gate unit, or one
+    for all of a direction.
 
     As a type that is one block per direction and row, along the last axis.
     """
     for use in (node.use(1), node.use(2)):
         assert use is not None and use.value.tensor is not None
         weight = use.value.tensor.numpy()
-        scales = [_scale(part, 0, PairLayout.ROWS, target) for part in weight]
+        scales = [_scale(part, 0 if per_channel else None, PairLayout.ROWS, target) for part in weight]
+        scales = [np.broadcast_to(scale, part.shape[0]) for scale, part in zip(scales, weight, strict=True)]
         flat = tuple(np.concatenate(scales).astype(np.float32).tolist())
         use.quant = StaticQuant(target.weight, flat, (0,), 2, weight.shape[2])
     node.kernel = target.recurrent_kernels[node.op]
@@ -97,7 +99,7 @@ def make_lookup(node: Node) -> None:
     node.kernel = "integer"
 
 
-def _scale(weight: np.ndarray, axis: int, layout: PairLayout | None, target: Target) -> np.ndarray:
+def _scale(weight: np.ndarray, axis: int | None, layout: PairLayout | None, target: Target) -> np.ndarray:
     if target.weight_range is WeightRange.FULL or layout is None:
         return weight_scale(weight, axis, target.weight)
     if target.weight_range is WeightRange.REDUCED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from qir import golden_models
 from qir.codegen import to_bytes
 from qir.errors import OptionError
 from qir.ir import DType, Model, StaticQuant
+from qir.passes.pipelines import INT8_DYNAMIC
 from qir.pipeline import Pipeline, PipelineResult, RemarkKind
 from qir.runtime.optimized import optimized_model
 from qir.runtime.session import PLAIN, OrtRunner
@@ -47,7 +49,7 @@ def test_products_of_any_shape_run(rows: str, inner: int, columns: int, contrib:
       %y: f32[2,{rows},{columns}] = Add(%m, @b)
       %z: f32[2,{rows},{columns}] = MatMul(%x, @v)
     }}""")
-    result = compiled(source, f"quantize-dynamic,place,emit-dynamic{{contrib={contrib}}}")
+    result = compiled(source, f"quantize-dynamic{{linear=always}},place,emit-dynamic{{contrib={contrib}}}")
     found = Counter(one.op for one in result.model.walk())
     assert found["DynamicQuantizeLinear"] == 1, "siblings share it"
     assert found["MatMul"] == 0
@@ -65,7 +67,7 @@ def test_gemm(transposed: int, bias: bool, contrib: str) -> None:
       @b: f32[5] #0052
       %y: f32[3,5] = Gemm(%x, @w{", @b" if bias else ""}) {{transB={transposed}}}
     }}""")
-    result = compiled(source, f"quantize-dynamic,emit-dynamic{{contrib={contrib}}}")
+    result = compiled(source, f"quantize-dynamic{{linear=always}},emit-dynamic{{contrib={contrib}}}")
     assert Counter(one.op for one in result.model.walk())["Gemm"] == 0
     assert worst_sqnr(source, result.model) > 25
 
@@ -185,15 +187,14 @@ def test_a_target_without_such_kernels_keeps_all_float() -> None:
 
 def test_the_runtime_fuses_what_stands_alone() -> None:
     source = model("graph (%x: f32[2,16]) -> (%y) { @w: f32[16,8] #0081  %y: f32[2,8] = MatMul(%x, @w) }")
-    assert dict(optimized_model(to_bytes(compiled(source).model)).op_counts) == {
-        "com.microsoft::DynamicQuantizeMatMul": 1
-    }
+    made = compiled(source, "quantize-dynamic{linear=always},emit-dynamic").model
+    assert dict(optimized_model(to_bytes(made)).op_counts) == {"com.microsoft::DynamicQuantizeMatMul": 1}
 
 
 @pytest.mark.parametrize("name", golden_models.names())
 def test_golden_models(name: str) -> None:
     source = qir.load(golden_models.path(name) / "model.onnx")
-    result = Pipeline.parse("int8-dynamic").run(source)
+    result = Pipeline.parse(INT8_DYNAMIC.text.replace("dynamic", "dynamic{linear=always}", 1)).run(source)
     for config in (None, PLAIN):
         OrtRunner(to_bytes(result.model)) if config is None else OrtRunner(to_bytes(result.model), config)
     heavy = [one for one in result.model.walk() if one.op in ("GRU", "LSTM")]
@@ -206,6 +207,61 @@ def test_patterns_and_options() -> None:
     assert [one.op for one in kept.walk()] == ["MatMul"]
     with pytest.raises(OptionError, match=r"never"):
         compiled(source, "quantize-dynamic{conv=nevr}")
-    annotated = compiled(source, "quantize-dynamic").model
+    annotated = compiled(source, "quantize-dynamic{linear=always}").model
     use = node(annotated, "MatMul").use(1)
     assert use is not None and isinstance(use.quant, StaticQuant) and use.quant.axis == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns", "taken"),
+    [
+        ("1", 64, 12, False),
+        ("N", 64, 12, False),  # a row more costs more than it saves
+        ("N", 1280, 10, False),
+        ("N", 64, 64, True),  # pays for many rows
+        ("1", 64, 64, False),
+        ("1", 256, 256, True),
+        ("17", 48, 96, False),
+        ("N,17", 48, 96, True),
+        ("64", 256, 256, True),
+    ],
+)
+def test_a_product_that_is_faster_in_float_stays_so(rows: str, inner: int, columns: int, taken: bool) -> None:
+    text = f"""
+    graph (%x: f32[{rows},{inner}]) -> (%y) {{
+      @w: f32[{inner},{columns}] #0095
+      %y: f32[{rows},{columns}] = MatMul(%x, @w) name="head"
+    }}"""
+    result = compiled(model(text), "quantize-dynamic")
+    assert (node(result.model, "MatMul").kernel == "dynamic") == taken
+    assert any("quantizing its input takes longer" in one.message for one in result.remarks) != taken
+    always = compiled(model(text), "quantize-dynamic{linear=always}")
+    assert node(always.model, "MatMul").kernel == "dynamic"
+
+
+def test_what_a_recipe_names_is_taken_whatever_its_size(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('[[node]]\nmatch = "head"\nprecision = "int8-dynamic"\n')
+    source = model('graph (%x: f32[2,4]) -> (%y) { @w: f32[4,3] #0091  %y: f32[2,3] = MatMul(%x, @w) name="head" }')
+    assert node(compiled(source, f'quantize-dynamic{{recipe="{recipe}"}}').model, "MatMul").kernel == "dynamic"
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_lstm_weights_with_a_scale_a_direction(direction: str) -> None:
+    d = 2 if direction == "bidirectional" else 1
+    source = model(f"""
+    graph (%x: f32[9,2,64]) -> (%y) {{
+      @w: f32[{d},256,64] #0097
+      @r: f32[{d},256,64] #0098
+      %y: f32[9,{d},2,64], _, _ = LSTM(%x, @w, @r) {{hidden_size=64, direction="{direction}"}}
+    }}""")
+
+    def made(scales: str) -> tuple[tuple[int, ...], float]:
+        quantized = compiled(source, f"quantize-dynamic{{lstm-scales={scales}}},place,emit-dynamic").model
+        scale = node(quantized, "DynamicQuantizeLSTM").input(8)
+        assert scale is not None and scale.tensor is not None
+        return scale.tensor.shape, worst_sqnr(source, quantized)
+
+    (fine, fine_db), (coarse, coarse_db) = made("channel"), made("tensor")
+    assert fine == (d, 256) and coarse == (d,)
+    assert 25 < coarse_db < fine_db + 0.5
