@@ -22,6 +22,12 @@ from qir.targets.regions import plan_regions
 __all__ = ["cost_facts", "inspect", "integer_facts", "model_facts"]
 
 _INTEGER_WEIGHTS = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"})
+_NARROW = frozenset({DType.INT8, DType.UINT8, DType.INT4, DType.UINT4, DType.FLOAT16, DType.BFLOAT16})
+_WIDENING = frozenset(
+    {"Cast", "Gather", "GatherElements", "Div", "Mod", "BitShift", "BitwiseAnd", "Unsqueeze", "Slice"}
+)
+"""Operators that take stored codes apart; a table of bytes that is looked up by an input is no such thing, but rare."""
+_LEAST_STORED = 64
 
 
 def inspect(
@@ -72,6 +78,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "parameter_bytes": _bytes_by_dtype(constants),
         "overridable": [value.name for value in graph.inputs if value.is_initializer],
         "quantization": _quantization(nodes),
+        "stored": _stored(model),
     }
 
 
@@ -195,6 +202,17 @@ def _quantization(nodes: list[Node]) -> dict[str, Any] | None:
     return {"ops": dict(sorted(ops.items())), "dequantized": dict(sorted(stored.items())), "per_channel": per_channel}
 
 
+def _stored(model: Model) -> dict[str, int]:
+    """Float weights that stand in few bits and are widened by nodes on constants alone, when the model is loaded."""
+    found: Counter[str] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers:
+            narrow = value.tensor is not None and value.tensor.dtype in _NARROW and value.tensor.size >= _LEAST_STORED
+            if narrow and value.users and all(user.op in _WIDENING and user.domain == "" for user in value.users):
+                found[_dtype(value)] += 1
+    return dict(sorted(found.items()))
+
+
 def _dtype(value: Value | None) -> str:
     return "?" if value is None or value.dtype is None else str(value.dtype)
 
@@ -214,7 +232,7 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["overridable"]:
         lines.append(f"constants that a caller may override: {', '.join(facts['overridable'])}")
     lines += _cost_text(facts)
-    lines.append(_quantization_text(facts["quantization"]))
+    lines.append(_quantization_text(facts["quantization"], facts["stored"]))
     lines += _integer_text(facts["integers"])
     return "\n".join(lines)
 
@@ -243,13 +261,15 @@ def _integer_text(facts: dict[str, Any] | None) -> list[str]:
     return lines + [f"  {op} stays float, {reason}" for op, reason in facts["stays_float"].items()]
 
 
-def _quantization_text(quantization: dict[str, Any] | None) -> str:
+def _quantization_text(quantization: dict[str, Any] | None, narrow: dict[str, int]) -> str:
+    widened = ", ".join(f"{dtype} {count}" for dtype, count in narrow.items())
+    at_load = f"weights stored in few bits, computed as float: {widened}" if widened else ""
     if quantization is None:
-        return "not quantized"
+        return at_load or "not quantized"
     ops = ", ".join(f"{op} {count}" for op, count in quantization["ops"].items())
     types = ", ".join(f"{dtype} {count}" for dtype, count in quantization["dequantized"].items())
     stored = f"; dequantized from {types}, {quantization['per_channel']} per channel" if types else ""
-    return f"quantized: {ops}{stored}"
+    return f"quantized: {ops}{stored}{f'; {at_load}' if at_load else ''}"
 
 
 def _size(count: int) -> str:

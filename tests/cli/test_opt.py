@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import qir
+from qir import golden_models
 from qir.cli import main
 from qir.ir import DType, Model, Tensor, TensorType
 
@@ -222,3 +223,16 @@ def test_inspect_sees_quantization(folder: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines()[-1] == (
         "quantized: DequantizeLinear 1, QuantizeLinear 1; dequantized from s8 1, 1 per channel"
     )
+
+
+@pytest.mark.parametrize(("preset", "stored"), [("int4-weights", "u4"), ("bf16", "bf16"), ("codebook4", "u8")])
+def test_inspect_sees_weights_that_are_decoded_at_load(
+    preset: str, stored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = golden_models.path("cnn-digits") / "model.onnx"
+    qir.quantize(source, tmp_path / "out.onnx", preset=preset, latency_seconds=0)
+    assert main(["inspect", str(source)]) == 0
+    assert "\nnot quantized\n" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "out.onnx")]) == 0
+    text = capsys.readouterr().out
+    assert "not quantized" not in text and "weights stored in few bits, computed as float: " in text and stored in text
