@@ -73,7 +73,7 @@ class MixedPrecision(Pass):
         if not candidates or len(candidates) > self.max_nodes:
             if candidates:
                 message = f"{len(candidates)} nodes are more than max-nodes={self.max_nodes}, none was ablated"
-                result.remarks.append(self.missed(None, message))
+                result.remarks.append(self.note(None, message))
             return result
         if ctx.calibration is None:
             raise DataError("no calibration data to measure on: give samples with --calib, or calibration=...")

@@ -12,6 +12,8 @@ __all__ = ["Around", "GraphMatch", "around", "explained", "problems"]
 
 _REACH = 64
 """Nodes without a counterpart that are looked through for what lies behind them."""
+_MOST_BEHIND = 256
+"""The same for values."""
 
 
 @dataclass(slots=True)
@@ -219,10 +221,10 @@ def _corresponds(m: GraphMatch, va: int, vb: int) -> bool:
 
 
 def _behind(view: View, partner: list[int], value: int) -> list[int]:
-    """The value itself, or, where an unmatched node makes it, what that reads; through at most 64 such nodes."""
+    """The value itself, or, where an unmatched node makes it, what that reads; past so many values, what was found."""
     found: list[int] = []
     work, seen = [value], {value}
-    while work and len(seen) < 256:
+    while work and len(seen) < _MOST_BEHIND:
         here = work.pop()
         content = view.values[here]
         if content.constant is not None:

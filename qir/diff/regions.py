@@ -122,7 +122,8 @@ def _by_provenance(match: GraphMatch) -> list[Region]:
         seen |= group
         a, b = (sorted(n for side, n in group if side == which) for which in (0, 1))
         if len(a) + len(b) > 2:
-            regions.append(Region(a, b, [(n, match.forward[n]) for n in a if match.forward[n] in set(b)]))
+            inside = set(b)
+            regions.append(Region(a, b, [(n, match.forward[n]) for n in a if match.forward[n] in inside]))
     return regions
 
 

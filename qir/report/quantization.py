@@ -236,6 +236,8 @@ _DECIDING = frozenset(
         "quantize-weights",
         "rescue",
         "place",
+        "partition",
+        "mixed-precision",
         "calibrate",
         "convert-float",
         "cluster-weights",

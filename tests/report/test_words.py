@@ -83,3 +83,14 @@ def test_without_float_outputs_decisions_are_what_a_threshold_asks_for(changed: 
     assert reaches(30.0, [comparison]) == passed
     share = f"{1 - changed / 8:.2%}"
     assert worst_in_words([comparison]) == f"no float output, {share} same decisions"
+
+
+def test_what_would_be_slower_on_integers_is_among_the_reasons() -> None:
+    folder = golden_models.path("detector-shapes")
+    report = qir.quantize(
+        folder / "model.onnx", None, calibration=folder / "calib.npz", preset="int8-fast", latency_seconds=0
+    )
+    assert report.executed_integer and sum(report.executed_float.values())
+    heavy = {remark.subject for remark in report.kept_float if remark.message.startswith("Conv stays float")}
+    assert len(heavy) >= report.executed_float["Conv"]
+    assert "Conv stays float: its region would be slower on integers: " in str(report)
