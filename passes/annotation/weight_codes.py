@@ -280,7 +280,10 @@ class _Layer:
         if levels is not None:
             rounded = np.empty(self.targets.shape)
             for cut, hessian in zip(self.cuts, hessians, strict=True):
-                rounded[..., cut] = round_levels(self.targets[..., cut], hessian, levels, damping=damping)
+                # What is best with the sweep is best without it, nearly: trials go without.
+                rounded[..., cut] = round_levels(
+                    self.targets[..., cut], hessian, levels, damping=damping, sweeps=0 if judges else 1
+                )
         if judges is None:
             return _Trial(power, damping, quant, rounded, 0.0, False)
         plain = self.geometry.matrix(nearest(self.weight, quant))
