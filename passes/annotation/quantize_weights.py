@@ -108,19 +108,25 @@ class QuantizeWeights(Pass):
         bits = self.choose_bits(model, weights, energy, ctx)
         for weight in weights:
             chosen = bits[weight.value]
+            self.say(weight, chosen, result)
             if chosen is None:
-                result.remarks.append(self.missed(weight.first, f"{weight.label} stays float: the size allows it"))
-                result.count("float")
                 continue
             for slot, quant in zip(weight.slots, weight.types(self, chosen, energy), strict=True):
                 slot.use.quant = quant
                 slot.node.kernel = _KERNEL
-            result.count(f"{chosen} bits")
-            result.remarks.append(self.applied(weight.first, f"{weight.label} is stored in {chosen} bits"))
         if self.rounding in ("auto", "gptq") and feeds:
             self._round(model, weights, feeds, ctx, result)
         result.changed = bool(weights)
         return result
+
+    def say(self, weight: Weight, bits: int | None, result: PassResult) -> None:
+        """The remark on what was chosen for a weight; None is float."""
+        if bits is None:
+            result.remarks.append(self.missed(weight.first, f"{weight.label} stays float: the size allows it"))
+            result.count("float")
+        else:
+            result.remarks.append(self.applied(weight.first, f"{weight.label} is stored in {bits} bits"))
+            result.count(f"{bits} bits")
 
     def choose_bits(
         self, model: Model, weights: Sequence[Weight], energy: Mapping[Value, np.ndarray], ctx: PassContext

@@ -63,9 +63,9 @@ class StreamWeights(Pass):
             emitter = Emitter(model, tables, result, spool.put)
             for weight in weights:
                 chosen = bits[weight.value]
+                options.say(weight, chosen, result)
                 if chosen is not None:
                     self._stream(weight, options, chosen, forms, emitter, spool)
-                    result.count(f"{chosen} bits")
                 ctx.progress.advance()
             if spool.resumed:
                 result.count("resumed", spool.resumed)

@@ -49,11 +49,17 @@ def run(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["contrib", "qdq", "fold", "auto"])
-@pytest.mark.parametrize("options", ["", "{bits=8 symmetric}", "{rounding=nearest block-size=16}"])
+@pytest.mark.parametrize("options", ["", "{bits=8 symmetric}", "{rounding=nearest block-size=16}", "{target-size=0.8}"])
 def test_the_result_is_that_of_the_passes_in_memory(source: Model, tmp_path: Path, form: str, options: str) -> None:
-    save(stream(source, tmp_path / "s", form, f"quantize-weights{options}").model, tmp_path / "a.onnx")
+    streamed = stream(source, tmp_path / "s", form, f"quantize-weights{options}")
+    save(streamed.model, tmp_path / "a.onnx")
     whole = Pipeline.parse(f"quantize-weights{options},emit-weight-only{{form={form}}}").run(source)
     save(whole.model, tmp_path / "b.onnx")
+    said = [
+        [(one.kind, one.subject, one.message) for one in run.remarks if one.pass_name == "quantize-weights"]
+        for run in (streamed, whole)
+    ]
+    assert said[0] == said[1] != []
     np.testing.assert_array_equal(run(tmp_path / "a.onnx"), run(tmp_path / "b.onnx"))
 
 
