@@ -103,11 +103,14 @@ class ClusterWeights(Pass):
             result.remarks.append(self.missed(None, text))
             return dict.fromkeys((weight.value for weight in weights), self.bits)
 
-        def coded(weight: Weight) -> np.ndarray:
+        by_value = {weight.value: weight for weight in weights}
+
+        def coded(value: Value) -> np.ndarray:
+            weight = by_value[value]
             return nearest(weight, self._code(weight, np.ones_like(weight.array), self.bits))
 
         feeds = spread(open_data(ctx.calibration, input_specs(model)), self.probes)
-        noises = weight_noises(model, weights, coded, feeds, ctx)
+        noises = weight_noises(model, list(by_value), coded, feeds, ctx)
         budget = int(self.budget * sum(weight.array.nbytes for weight in weights))
         chosen = spread_bits(weights, noises, self.bits, budget, self._bytes)
         for weight in weights:

@@ -26,8 +26,8 @@ FLOAT = 32
 
 def weight_noises(
     model: Model,
-    weights: Sequence[Weight],
-    coded: Callable[[Weight], np.ndarray],
+    values: Sequence[Value],
+    coded: Callable[[Value], np.ndarray],
     feeds: Sequence[Mapping[str, np.ndarray]],
     ctx: PassContext,
 ) -> list[float]:
@@ -35,14 +35,15 @@ def weight_noises(
     numbers that ``coded`` gives."""
     evaluator = Evaluator(model, feeds, ctx)
     found = []
-    ctx.progress.start("weighing weights", len(weights))
-    for weight in weights:
-        kept = weight.value.const
-        weight.value.const = Tensor.of(coded(weight))
+    ctx.progress.start("weighing weights", len(values))
+    for value in values:
+        kept = value.const
+        changed = Tensor.of(coded(value))
         try:
-            found.append(sum(evaluator.noise(model).values()))
+            value.const = changed
+            found.append(sum(evaluator.noise(model.clone()).values()))
         finally:
-            weight.value.const = kept
+            value.const = kept
         ctx.progress.advance()
     ctx.progress.finish()
     return found
