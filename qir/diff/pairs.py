@@ -112,8 +112,17 @@ class PairComparison:
             details.append(Detail("op", "", self.owner.old.op(a, x), self.owner.new.op(b, y)))
         if a.labels[x] != b.labels[y]:
             details += self._attributes(x, y, len(details) > 0)
+        details += self._bodies(x, y)
         details += self._operands(x, y)
         return details
+
+    def _bodies(self, x: int, y: int) -> Iterator[Detail]:
+        """Bodies that have no counterpart to be compared with."""
+        old, new = self.m.a.bodies.get(x, {}), self.m.b.bodies.get(y, {})
+        for name in sorted(old.keys() | new.keys()):
+            one, two = len(old.get(name, ())), len(new.get(name, ()))
+            if one != two:
+                yield Detail("attribute", name, _count_of_bodies(one), _count_of_bodies(two))
 
     def _attributes(self, x: int, y: int, replaced: bool) -> Iterator[Detail]:
         a, b = self.m.a, self.m.b
@@ -364,3 +373,7 @@ def _region_text(refs: tuple[NodeRef, ...]) -> str:
         parts += [(number, f"{number} {op}")] if number > 2 else [(1, op)] * number
     more = sum(number for number, _ in parts[6:])
     return "+".join(text for _, text in parts[:6]) + (f"+{more} more" if more else "")
+
+
+def _count_of_bodies(count: int) -> str | None:
+    return f"{count} {'body' if count == 1 else 'bodies'}" if count else None

@@ -398,3 +398,24 @@ def test_costs_of_a_file_that_is_out_of_order() -> None:
     turned.graph.node.append(cast)
     found = diff(straight, import_model(turned))
     assert found.before.facts.macs == found.after.facts.macs == 16
+
+
+def test_a_body_more_or_less_is_a_change_of_its_node() -> None:
+    def bodies(count: int, attribute: str = "bodies") -> Model:
+        made = proto("y = my.Choose(x)")
+        for number in range(count):
+            node = onnx.helper.make_node("Relu" if number % 2 else "Neg", ["x"], [f"b{number}"])
+            result = onnx.helper.make_tensor_value_info(f"b{number}", onnx.TensorProto.FLOAT, [2])
+            body = onnx.helper.make_graph([node], f"body{number}", [], [result])
+            if not made.graph.node[0].attribute:
+                made.graph.node[0].attribute.append(onnx.AttributeProto(name=attribute, type="GRAPHS"))
+            made.graph.node[0].attribute[0].graphs.append(body)
+        return import_model(made)
+
+    assert diff(bodies(2), bodies(2)).identical
+    for old, new, before, after in ((2, 3, "2 bodies", "3 bodies"), (1, 0, "1 body", None)):
+        [change] = diff(bodies(old), bodies(new)).of_kind(ChangeKind.NODE_CHANGED)
+        [detail] = change.details
+        assert (detail.name, detail.before, detail.after) == ("bodies", before, after)
+    [change] = diff(bodies(1), bodies(1, "others")).of_kind(ChangeKind.NODE_CHANGED)
+    assert [detail.name for detail in change.details] == ["bodies", "others"]
