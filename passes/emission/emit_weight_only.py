@@ -108,8 +108,8 @@ class Emitter:
             self._gather_blocks(slot, quant)
         elif slot.role is Role.LOOKUP and form == "qdq" and blocked and quant.dtype.bits == 8:
             self._gather_codes(slot, quant)
-        elif form == "qdq":
-            self._dequantize(slot, quant)
+        elif form == "qdq" and not (slot.role is Role.LINEAR and blocked and value.graph is not slot.node.graph):
+            self._dequantize(slot, quant)  # in a body onnxruntime fuses only what stands in the body itself, or fails
         else:
             self._fold(slot, quant)
         if slot.node.graph is not None:

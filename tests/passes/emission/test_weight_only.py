@@ -418,3 +418,28 @@ def test_other_readers_are_folded(bits: int, line: str) -> None:
     assert any(node.op == "Cast" for node in made.walk())
     for plain in (True, False):
         assert distance(outputs(made, plain, samples), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_body_reads_weights_from_outside(form: str, bits: int) -> None:
+    text = """
+    graph g(%x: f32[4,64]) -> (%y) {
+      @w: f32[64,64] #41
+      @k: f32[] = 0
+      %m: f32[] = ReduceMean(%x) {keepdims=0}
+      %c: bool[] = Greater(%m, @k)
+      %y: f32[4,64] = If(%c) {
+        then_branch=graph t() -> (%t) { %t: f32[4,64] = MatMul(%x, @w) },
+        else_branch=graph e() -> (%e) {
+          %n: f32[4,64] = MatMul(%x, @w)
+          %e: f32[4,64] = Neg(%n)
+        }
+      }
+    }
+    """
+    source = model(text, opset=21)
+    made, samples = quantized(source, form, f"bits={bits}"), feeds(source, 4)
+    wanted = outputs(reference(source, f"bits={bits}"), True, samples)
+    for plain in (True, False):
+        assert distance(outputs(made, plain, samples), wanted) < LEVEL_4
