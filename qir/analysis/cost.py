@@ -164,11 +164,11 @@ def _macs(node: Node) -> int | None:
             # Every input element meets every tap of its group's filters.
             source, w = _elements_of(node, 0), _dims(node.input(1))
             return None if source is None or w is None else source * math.prod(w[1:])
-        case "MatMul" | "MatMulInteger" | "Gemm" | "FusedMatMul" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul":
+        case "MatMul" | "MatMulInteger" | "Gemm" | "FusedMatMul" | "FusedGemm" | "QLinearMatMul" | "QGemm":
             return _matmul_macs(node, bool(node.get("transA", 0)))
-        case "QLinearMatMul" | "QGemm":
-            return _matmul_macs(node, bool(node.get("transA", 0)))
-        case "LSTM" | "GRU" | "RNN":
+        case "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "MatMulNBits":
+            return _matmul_macs(node, False)
+        case "LSTM" | "GRU" | "RNN" | "DynamicQuantizeLSTM":
             return _recurrent_macs(node)
     return 0
 

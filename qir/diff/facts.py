@@ -22,7 +22,14 @@ _PRODUCTS = frozenset(
         *("FusedGemm", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "Einsum", "DeformConv"),
     }
 )
-_INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger"})
+_INTEGER_PRODUCTS = frozenset(
+    {
+        *("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"),
+        *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"),
+    }
+)
+_UNCOUNTED = frozenset({"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv"})
+"""Products of which nobody says how many multiply-accumulates they take."""
 
 
 def model_facts(model: Model, views: Iterable[View]) -> ModelFacts:
@@ -108,7 +115,7 @@ def _macs(nodes: Iterable[Node]) -> tuple[int | None, int]:
     for node in nodes:
         if node.op not in _PRODUCTS and node.op not in _INTEGER_PRODUCTS:
             continue
-        macs = node_cost(node).macs
+        macs = None if node.op in _UNCOUNTED else node_cost(node).macs
         if macs is None:
             unknown += 1
         elif macs:

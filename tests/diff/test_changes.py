@@ -19,6 +19,7 @@ from qir.diff.weights import weight_stats
 from qir.errors import ModelError, OptionError
 from qir.frontend import import_model
 from qir.ir import Model, Tensor
+from qir.ops.shape_inference import infer
 
 ROOT = Path(__file__).parents[2]
 
@@ -419,3 +420,19 @@ def test_a_body_more_or_less_is_a_change_of_its_node() -> None:
         assert (detail.name, detail.before, detail.after) == ("bodies", before, after)
     [change] = diff(bodies(1), bodies(1, "others")).of_kind(ChangeKind.NODE_CHANGED)
     assert [detail.name for detail in change.details] == ["bodies", "others"]
+
+
+def test_products_count_in_whatever_kernel_they_run() -> None:
+    """4 columns of a row of 4: 16 multiply-accumulates, float, at run time on integers, or of packed weights."""
+    plain = model("m = MatMul(x, w) y = Relu(m)", weights={"w": WEIGHT})
+    infer(plain)
+    dynamic = "m = com.microsoft.DynamicQuantizeMatMul(x, codes, ws, wz) y = Relu(m)"
+    packed = "m = com.microsoft.MatMulNBits <K: int = 4, N: int = 4, block_size: int = 16> (x, codes, ws) y = Relu(m)"
+    nbits = {"codes": np.zeros((4, 1, 8), np.uint8), "ws": np.full((4,), 0.01, np.float32)}
+    for other in (model(dynamic, weights=CODES), model(packed, weights=nbits)):
+        infer(other)
+        facts = diff(plain, other)
+        assert (facts.before.facts.macs, facts.after.facts.macs) == (16, 16)
+        assert facts.after.facts.macs_unknown == 0
+    einsum = model('m = Einsum <equation = "ij,jk->ik"> (x, w) y = Relu(m)', weights={"w": WEIGHT})
+    assert diff(plain, einsum).after.facts.macs_unknown == 1
