@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,11 @@ def _rules(name: str, model: Model, registry: Registry) -> list[Rule]:
     """The rules of that name of all passes; several where a rule has variants."""
     known: dict[str, list[Rule]] = {}
     for pass_name in registry:
-        found = registry.get(pass_name)
+        try:
+            found = registry.get(pass_name)
+        except OptionError as error:  # one broken plug-in does not hide the others
+            print(f"warning: {error}", file=sys.stderr)
+            continue
         if isinstance(found, Preset) or not _has_defaults(found):
             continue
         for rule in found().rules(model):

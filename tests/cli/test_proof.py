@@ -10,7 +10,9 @@ import pytest
 
 import qir
 from qir.cli import main
+from qir.errors import OptionError
 from qir.ir import DType, Model, Tensor, TensorType
+from qir.pipeline import Registry
 from tests.validation.sloppy import PLUGIN, chain, feeds
 
 OPT = ["opt", "m.onnx", "--plugin", "sloppy.py"]
@@ -186,6 +188,24 @@ def test_explain_says_what_stops_a_rule(folder: Path, capsys: pytest.CaptureFixt
     assert told["explanations"] == [
         "rule 'conv-bn' at Relu 'relu': it starts at BatchNormalization, and none is here or below"
     ]
+
+
+def test_explain_finds_rules_beside_a_broken_plugin(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Registry.get
+
+    def get(self: Registry, name: str) -> object:
+        if name == "canonicalize":
+            raise OptionError("package 'other': cannot be imported")
+        return known(self, name)
+
+    conv_bn(folder / "c.onnx")
+    monkeypatch.setattr(Registry, "get", get)
+    assert main(["explain", "conv-bn", "bn", "c.onnx"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("rule 'conv-bn' at BatchNormalization 'bn': fits, but")
+    assert said.err == "warning: package 'other': cannot be imported\n"
 
 
 def test_explain_knows_rules_of_plugins_and_runs_passes_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
