@@ -19,6 +19,7 @@ from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.pipeline.registry import load_target
 from qir.quant.recipe import Recipe
 from qir.targets import Target
+from qir.targets.cost import CostTable
 from qir.targets.regions import merged_result
 
 __all__ = ["Partition"]
@@ -38,10 +39,10 @@ class Partition(Pass):
 
     As integers are smaller, of several divisions within ``slack`` of the float model's time it is the one with most
     weights in integers; where that leaves all of them float, one within ``last-slack`` with at least half of all
-    weights on integers, if there is one. Of a model that runs for less than ``small-us`` in all, size is what there is
-    to win: at least half of the weights become integers, where that costs least; not of one with loops, whose rounds
-    nobody counts. Nodes of unknown shape stay as they are, and so do those to which a ``recipe`` gives a precision:
-    whoever names a node knows why.
+    weights on integers, if there is one. Of a model that runs for less than ``small-us`` in all, size is what there
+    is to win: at least half of the weights become integers, where that costs least; not of one with loops, whose
+    rounds nobody counts. Where nobody measured the target's costs, nothing is taken back. Nodes of unknown shape stay
+    as they are, and so do those to which a ``recipe`` gives a precision: whoever names a node knows why.
 
     Before, where the depthwise convolution loses more than the others win::
 
@@ -69,6 +70,10 @@ class Partition(Pass):
         target = load_target(ctx.target)
         movable = [node for node in model.walk() if node.kernel in ("integer", "dynamic")]
         if not movable:
+            return result
+        if not target.runs_here and target.cost == CostTable():
+            text = f"costs of {target.name} were not measured: whatever it has an integer form for runs on integers"
+            result.remarks.append(self.note(None, text))
             return result
         if ctx.calibration is None:
             raise DataError("no calibration data, whose shapes tell what nodes cost: give samples with --calib")

@@ -81,6 +81,7 @@ class _Emitter:
         self.result = result
         self.parameters: dict[tuple[StaticQuant, tuple[int, ...]], tuple[Value, Value]] = {}
         self.biases: set[Use] = set()
+        self.order = {node: place for place, node in enumerate(model.walk())}
 
     def resolve_biases(self, model: Model) -> None:
         """Give derived uses their numbers while the annotations of the operands that they name still stand."""
@@ -97,11 +98,16 @@ class _Emitter:
             self._emit_activation(value)
         value.quant = None
 
+    def _readers(self, value: Value) -> list[Use]:
+        """In the order of the graph: what the first of them reads may serve the others."""
+        last = len(self.order)
+        return sorted(value.uses, key=lambda use: last if use.node is None else self.order.get(use.node, last))
+
     # Activations
 
     def _emit_activation(self, value: Value) -> None:
         stored = None if value.quant is None else self._static(value.quant, value)
-        readers = list(value.uses)
+        readers = self._readers(value)
         integers: dict[StaticQuant, Value] = {}
         if stored is not None:
             integers[stored] = self._quantizer(value, value, stored)
@@ -169,7 +175,7 @@ class _Emitter:
         assert tensor is not None
         numbers: dict[tuple[StaticQuant, Graph], Value] = {}
         codes: dict[StaticQuant, Value] = {}
-        for use in list(value.uses):
+        for use in self._readers(value):
             quant = use.effective_quant
             if quant is None:
                 use.quant = UseQuantMarker.INHERIT

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from qir.ir import DType, Model, Node, Tensor, Value
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
+from qir.pipeline.registry import load_target
 from qir.rewriting.edits import import_domain
 
 __all__ = ["Legalize"]
@@ -21,7 +22,7 @@ class Legalize(Pass):
     A Gemm's bias becomes one number a column, a private copy where others use it too. The bias that is added to a
     MatMul becomes a row, [1, N]: as a vector, onnxruntime merges the pair into a Gemm whose float bias then keeps the
     integer kernel away, and the weight is dequantized on every run. x * Sigmoid(x) becomes QuickGelu(alpha = 1), which
-    between quantizers is one kernel instead of the four that the runtime leaves of the pair.
+    between quantizers is one kernel instead of the four that the runtime leaves of the pair, where the target has it.
 
     Before::
 
@@ -40,6 +41,7 @@ class Legalize(Pass):
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         result = PassResult()
+        contrib = "contrib" in load_target(ctx.target).constraints.formats
         for node in list(model.walk()):
             if node.domain != "" or ctx.numbering.exhausted:
                 continue
@@ -48,7 +50,7 @@ class Legalize(Pass):
                 done = "gemm-bias"
             elif node.op == "Add" and _bias_as_row(node):
                 done = "bias-row"
-            elif node.op == "Mul" and node.graph is not None and _silu_as_quick_gelu(model, node):
+            elif contrib and node.op == "Mul" and node.graph is not None and _silu_as_quick_gelu(model, node):
                 done = "silu"
             if done:
                 ctx.numbering.allow(done, node)

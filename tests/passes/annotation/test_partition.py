@@ -10,7 +10,7 @@ import pytest
 
 from qir.ir import Model, StaticQuant
 from qir.passes.annotation.partition import Partition
-from qir.pipeline import PipelineResult, RemarkKind
+from qir.pipeline import Pipeline, PipelineResult, RemarkKind
 from qir.pipeline.registry import load_target
 from tests.passes.int8 import QUANTIZE, annotated, kernels, model
 
@@ -185,3 +185,13 @@ LOOP = """graph g(%x: f32[1,64]) -> (%y) {
 
 def test_models_with_loops_are_never_small() -> None:
     assert floats(model(LOOP), "slack=0") == ["m"]
+
+
+def test_what_nobody_timed_is_not_taken_back() -> None:
+    source = graph(f"%a = Conv(%x, @v) {DEPTHWISE}\n%y = Conv(%a, @v) {DEPTHWISE}")
+    samples = [{"x": np.random.default_rng(0).normal(size=(1, 64, 28, 28)).astype(np.float32)}]
+    passes = Pipeline.parse(f"{QUANTIZE},partition{{small-us=0 slack=0}}")
+    for target, kept in (("ort-cpu", {"float"}), ("qnn-htp", {"integer"}), ("tensorrt", {"integer"})):
+        result = passes.run(source, calibration=samples, target=target)
+        assert {node.kernel for node in result.model.walk()} == kept
+        assert ("were not measured" in str(result.remarks)) == (target != "ort-cpu")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from qir.errors import UnsupportedError
-from qir.ir import Model, Tensor, Value
+from qir.ir import DType, Interval, Model, Tensor, Value
 from qir.passes.emission.emit_qdq import EmitQdq
 from qir.pipeline import Pipeline
+from qir.quant.schemes import activation_quant
 from tests.passes.int8 import QUANTIZE, Emitted, emit, model
 from tests.textual import CheckPass
 
@@ -282,3 +283,17 @@ def test_weights_survive_as_the_codes_that_their_type_gives() -> None:
     result = Pipeline([EmitQdq()]).run(source).model
     [codes] = [v.tensor for v in result.graph.initializers if v.tensor is not None and v.tensor.shape == (2, 2)]
     np.testing.assert_array_equal(codes.numpy(), np.array([[2, -2], [1, 127]], np.int8))
+
+
+def test_a_shared_dequantizer_stands_before_its_first_reader_whatever_the_order_of_the_uses() -> None:
+    source = graph("@c: f32[8] #1\n@d: f32[8] #2\n%a = Mul(%x, @c)\n%y = Mul(%a, @c)", inputs="%x: f32[1,8]")
+    first, second = source.graph.nodes
+    shared, other = (value for value in source.graph.initializers)
+    first.set_input(1, other)
+    first.set_input(1, shared)  # its use is now the last
+    for node in (first, second):
+        use = node.use(1)
+        assert use is not None
+        use.quant = activation_quant(Interval(-1.0, 1.0), DType.UINT8)
+    made = Pipeline([EmitQdq()]).run(source).model
+    assert [node.op for node in made.graph.nodes] == ["DequantizeLinear", "Mul", "Mul"]

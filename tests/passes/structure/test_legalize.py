@@ -129,3 +129,10 @@ def test_in_a_function_the_contrib_domain_is_imported_by_the_function_too() -> N
 def test_silu_in_another_type_than_float32_stays() -> None:
     text = "main (double[2,4] x) => (double[2,4] y) { s = Sigmoid(x)  y = Mul(x, s) }"
     assert not Legalize().run(onnx_text(text), PassContext()).changed
+
+
+def test_silu_stays_two_operators_for_targets_without_onnxruntimes_own() -> None:
+    text = "graph g(%x: f32[1,8]) -> (%y) {\n  %s = Sigmoid(%x)\n  %y = Mul(%x, %s)\n}"
+    for target, ops in (("ort-cpu", ["QuickGelu"]), ("tensorrt", ["Sigmoid", "Mul"]), ("qnn-htp", ["Sigmoid", "Mul"])):
+        made = Pipeline.parse("legalize").run(model(text), target=target).model
+        assert [node.op for node in made.graph.nodes] == ops
