@@ -11,7 +11,7 @@ import numpy as np
 from qir.calibration.data import open_data, spread
 from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, Model, Value
-from qir.passes.annotation.spread_bits import FLOAT, spread_bits, weight_noises
+from qir.passes.annotation.spread_bits import FLOAT, MOST_BITS, spread_bits, weight_noises
 from qir.passes.annotation.weight_codes import Weight, WeightCodes, gather_weights, nearest, store_weights
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.codebook import (
@@ -103,16 +103,19 @@ class ClusterWeights(Pass):
             result.remarks.append(self.missed(None, text))
             return dict.fromkeys((weight.value for weight in weights), self.bits)
 
+        feeds = spread(open_data(ctx.calibration, input_specs(model)), self.probes)
         by_value = {weight.value: weight for weight in weights}
 
-        def coded(value: Value) -> np.ndarray:
-            weight = by_value[value]
-            return nearest(weight, self._code(weight, np.ones_like(weight.array), self.bits))
+        def noises(bits: int) -> list[float]:
+            def coded(value: Value) -> np.ndarray:
+                weight = by_value[value]
+                return nearest(weight, self._code(weight, np.ones_like(weight.array), bits))
 
-        feeds = spread(open_data(ctx.calibration, input_specs(model)), self.probes)
-        noises = weight_noises(model, list(by_value), coded, feeds, ctx)
+            return weight_noises(model, list(by_value), coded, feeds, ctx)
+
+        both = list(zip(noises(self.bits), noises(MOST_BITS), strict=True))
         budget = int(self.budget * sum(weight.array.nbytes for weight in weights))
-        chosen = spread_bits(weights, noises, self.bits, budget, self._bytes)
+        chosen = spread_bits(weights, both, self.bits, budget, self._bytes)
         for weight in weights:
             result.count(f"weights of {chosen[weight.value]} bits")
             if chosen[weight.value] == FLOAT:

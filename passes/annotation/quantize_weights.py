@@ -18,6 +18,7 @@ from qir.codegen.exporter import model_message
 from qir.errors import DataError, OptionError
 from qir.ir import Model, Node, StaticQuant, Value
 from qir.passes.accuracy.round_blocks import round_blocks
+from qir.passes.annotation.spread_bits import weight_noises
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
 from qir.quant.blocks import Fit, block_quant
@@ -45,9 +46,9 @@ class QuantizeWeights(Pass):
     counted by its input's energy where samples are at hand), ``gptq`` (codes chosen by what they do to the layer's
     results, layer after layer, with the inputs that the quantized layers before make), ``auto`` (gptq with samples,
     else mse). With ``target-size``, a share of the float file's size, each weight gets 4 bits, 8 bits or float, so
-    that error falls most per byte: error relative to the layer's results, by the inputs' energy where samples are at
-    hand. Weights of fewer than ``min-size`` elements stay float. A recipe's ``precision``: ``float``, or ``int8`` for 8
-    bits instead of 4.
+    that error falls most per byte: the noise that it alone puts on the model's results, without samples on its
+    layer's. Weights of fewer than ``min-size`` elements stay float. A recipe's ``precision``: ``float``, or ``int8``
+    for 8 bits instead of 4.
 
     Before::
 
@@ -105,7 +106,7 @@ class QuantizeWeights(Pass):
         if ctx.calibration is not None and self.rounding != "nearest":
             feeds = spread(open_data(ctx.calibration, input_specs(model)), self.samples)
         energy = input_energy(model, weights, feeds) if feeds else {}
-        bits = self.choose_bits(model, weights, energy, ctx)
+        bits = self.choose_bits(model, weights, energy, ctx, feeds)
         for weight in weights:
             chosen = bits[weight.value]
             self.say(weight, chosen, result)
@@ -129,7 +130,12 @@ class QuantizeWeights(Pass):
             result.count(f"{bits} bits")
 
     def choose_bits(
-        self, model: Model, weights: Sequence[Weight], energy: Mapping[Value, np.ndarray], ctx: PassContext
+        self,
+        model: Model,
+        weights: Sequence[Weight],
+        energy: Mapping[Value, np.ndarray],
+        ctx: PassContext,
+        feeds: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> Mapping[Value, int | None]:
         """4, 8, or None for float, of each weight. Raises OptionError for an unreachable size."""
         said = Recipe.open(self.recipe).assign(model, ctx.reference)
@@ -141,7 +147,7 @@ class QuantizeWeights(Pass):
         if self.target_size is None:
             chosen: Mapping[Value, int | None] = {weight.value: self.bits for weight in weights}
         else:
-            chosen = _within_budget(self, model, weights, energy, self.target_size, ctx)
+            chosen = _within_budget(self, model, weights, energy, self.target_size, ctx, feeds)
         return {value: 8 if value in finer and bits is not None else bits for value, bits in chosen.items()}
 
     def _round(
@@ -179,6 +185,11 @@ class Weight:
         return self.slots[0].node
 
     @property
+    def array(self) -> np.ndarray:
+        assert self.value.tensor is not None
+        return self.value.tensor.numpy()
+
+    @property
     def label(self) -> str:
         return f"{self.first.op} weight {self.value.name!r}"
 
@@ -189,10 +200,8 @@ class Weight:
     def quant(
         self, options: QuantizeWeights, layout: tuple[int, int | None], bits: int, energy: Mapping[Value, np.ndarray]
     ) -> StaticQuant:
-        tensor = self.value.tensor
-        assert tensor is not None
         return block_quant(
-            tensor.numpy(), *layout, bits, symmetric=options.symmetric, fit=options.fit,
+            self.array, *layout, bits, symmetric=options.symmetric, fit=options.fit,
             importance=self.importance(energy),
         )  # fmt: skip
 
@@ -228,9 +237,7 @@ class Weight:
 
     def error(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> float:
         """Noise that the rounded weight adds to its results over their power, about."""
-        tensor, counted = self.value.tensor, self.importance(energy)
-        assert tensor is not None
-        weight = tensor.numpy()
+        weight, counted = self.array, self.importance(energy)
         difference = fake_quantize(weight, self.quant(options, self.layouts(options)[0], bits, energy)) - weight
         squares = np.float32(1) if counted is None else counted.astype(np.float32)
         power = float((weight**2 * squares).sum(dtype=np.float64))
@@ -333,6 +340,7 @@ def _within_budget(
     energy: Mapping[Value, np.ndarray],
     share: float,
     ctx: PassContext,
+    feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[Value, int | None]:
     """4 bits, 8 bits or float for each weight: from 4 on, always the change that takes away most error a byte."""
     whole = model_message(ctx.reference or model, annotations="drop").size
@@ -347,7 +355,7 @@ def _within_budget(
         )
     chosen: dict[Value, int | None] = {}
     queue: list[tuple[float, int, int, int]] = []
-    errors: list[list[float]] = []
+    errors = _errors(options, model, weights, energy, ctx, feeds)
 
     def offer(index: int, level: int) -> None:
         """The best of the steps up from a level, by error a byte."""
@@ -357,13 +365,9 @@ def _within_budget(
             gain = errors[index][level] - errors[index][higher]
             heapq.heappush(queue, (-gain / max(cost, 1), index, level, higher))
 
-    ctx.progress.start("weighing weights", len(weights))
     for index, weight in enumerate(weights):
-        errors.append([weight.error(options, 4, energy), weight.error(options, 8, energy), 0.0])
         chosen[weight.value] = 4
         offer(index, 0)
-        ctx.progress.advance()
-    ctx.progress.finish()
     while queue:
         _, index, level, higher = heapq.heappop(queue)
         weight = weights[index]
@@ -375,3 +379,27 @@ def _within_budget(
             chosen[weight.value] = steps[higher]
             offer(index, higher)
     return chosen
+
+
+def _errors(
+    options: QuantizeWeights,
+    model: Model,
+    weights: Sequence[Weight],
+    energy: Mapping[Value, np.ndarray],
+    ctx: PassContext,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> list[tuple[float, float, float]]:
+    """Of each weight in 4 bits, in 8 and in float: the noise that it puts on the model's results, or without samples on
+    its layer's, over the signal there."""
+    if not feeds:
+        return [(weight.error(options, 4, energy), weight.error(options, 8, energy), 0.0) for weight in weights]
+    by_value = {weight.value: weight for weight in weights}
+
+    def noises(bits: int) -> list[float]:
+        def coded(value: Value) -> np.ndarray:
+            weight = by_value[value]
+            return fake_quantize(weight.array, weight.quant(options, weight.layouts(options)[0], bits, energy))
+
+        return weight_noises(model, list(by_value), coded, feeds, ctx)
+
+    return [(coarse, fine, 0.0) for coarse, fine in zip(noises(4), noises(8), strict=True)]
