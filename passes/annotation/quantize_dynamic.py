@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from qir.analysis.cost import with_input_shapes
+from qir.calibration.data import open_data
 from qir.calibration.sequential import linear_layers
+from qir.calibration.specs import input_specs
 from qir.errors import OptionError, suggest
 from qir.ir import Model, Node
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
@@ -31,12 +34,12 @@ CONV = ("auto", "always", "never")
 class QuantizeDynamic(Pass):
     """Annotate the graph for kernels that quantize their activations at run time: MatMul and Gemm with a constant
     weight, LSTMs and look-ups in tables as the target has them. ``linear=auto`` leaves MatMul and Gemm in float where
-    the target's cost table says that they are faster so: at their number of rows or, where nobody knows it, at any;
-    ``always`` takes them all (smaller files). ``conv=auto`` takes convolutions where the target's dynamic kernel is
-    faster than float, ``always`` wherever it works, ``never`` none. ``lstm-scales``: one for each ``channel`` of an
-    LSTM's weights, or for a whole ``tensor``, which runs faster and loses accuracy. ``keep-float`` names nodes that
-    stay float, by original name, glob or operator; ``recipe`` is a TOML file of such choices, which come before all
-    else.
+    the target's cost table says that they are faster so: at their number of rows or, where shapes leave that open, at
+    any; ``always`` takes them all (smaller files). ``conv=auto`` takes convolutions where the target's dynamic kernel
+    is faster than float, by shape or by the first sample, if there is one; ``always`` wherever it works, ``never``
+    none. ``lstm-scales``: one for each ``channel`` of an LSTM's weights, or for a whole ``tensor``, which runs faster
+    and loses accuracy. ``keep-float`` names nodes that stay float, by original name, glob or operator; ``recipe`` is a
+    TOML file of such choices, which come before all else.
 
     Before::
 
@@ -71,6 +74,7 @@ class QuantizeDynamic(Pass):
             choice = chosen.get(node)
             return f"{choice.origin} says so ({choice.match!r})" if choice and choice.precision == "float" else None
 
+        sized = _with_sizes(model, ctx)
         biased = {layer.node for layer in linear_layers(model) if layer.bias_owner not in (None, layer.node)}
 
         def slower(node: Node) -> bool:
@@ -83,7 +87,7 @@ class QuantizeDynamic(Pass):
             for node in list(graph.nodes):
                 rule = plan.integer.get(node)
                 if node.domain == "" and node.op in ("MatMul", "Gemm", "Conv"):
-                    reason = keep_float(node) or self._annotate(node, target, slower)
+                    reason = keep_float(node) or self._annotate(node, sized[node], target, slower)
                 elif (node.domain, node.op) == ("com.microsoft", "Attention"):
                     reason = keep_float(node) or self._attention(node, target)
                 elif rule is not None and rule.form is Form.RECURRENT:
@@ -114,8 +118,8 @@ class QuantizeDynamic(Pass):
             make_attention(node)
         return reason
 
-    def _annotate(self, node: Node, target: Target, slower: Callable[[Node], bool]) -> str | None:
-        """Annotate a linear operator or convolution, or say why not."""
+    def _annotate(self, node: Node, sized: Node, target: Target, slower: Callable[[Node], bool]) -> str | None:
+        """Annotate a linear operator or convolution, or say why not; ``sized``: its copy in which sizes are known."""
         if node.op != "Conv":
             if not target.dynamic_linear:
                 return f"{target.name} has no kernels that quantize at run time"
@@ -129,10 +133,20 @@ class QuantizeDynamic(Pass):
             return reason
         if self.conv == "never":
             return "conv=never"
-        reason = reason_against_dynamic_conv(node, target, wanted=self.conv == "always")
+        reason = reason_against_dynamic_conv(sized, target, wanted=self.conv == "always")
         if reason is None:
             make_dynamic_conv(node)
         return reason
+
+
+def _with_sizes(model: Model, ctx: PassContext) -> dict[Node, Node]:
+    """Each node, or what it is in a copy whose sizes are those of the first sample."""
+    nodes = list(model.walk())
+    feed = None if ctx.calibration is None else next(iter(open_data(ctx.calibration, input_specs(model))), None)
+    if feed is None:
+        return dict(zip(nodes, nodes, strict=True))
+    sized = with_input_shapes(model, {name: array.shape for name, array in feed.items()})
+    return dict(zip(nodes, sized.walk(), strict=True))
 
 
 def _is_slower(node: Node, target: Target, bias: bool) -> bool:

@@ -136,7 +136,8 @@ def dynamic(target: Target) -> Mapping[str, str]:
         found["linear"] = "MatMul, Gemm: quantize their input at run time where it stands as float"
     if target.min_dynamic_conv_channels is not None:
         found["conv"] = (
-            f"Conv: at run time from {target.min_dynamic_conv_channels} input channels on (preset int8-dynamic)"
+            f"Conv: at run time from {target.min_dynamic_conv_channels} input channels and "
+            f"{target.min_dynamic_conv_macs / 1e6:g} million products on (preset int8-dynamic)"
         )
     found.update({op: f"{op}: as {kernel}" for op, kernel in target.recurrent_kernels.items()})
     if target.lookup is not None:

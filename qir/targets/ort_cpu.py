@@ -87,6 +87,9 @@ ORT_CPU = Target(
     # Speed over float of DynamicQuantizeLinear, ConvInteger (u8), Cast, Mul, Add on AVX2: 16 channels 3x3 at 32x32:
     # 0.91; 64 3x3 at 56x56: 1.06; 64 1x1 at 56x56: 0.95; 256 1x1 at 14x14: 1.17, 3x3: 1.03; 512 3x3 at 7x7: 1.18.
     min_dynamic_conv_channels=256,
+    # Inside of a MobileNetV2 all of 1 to 6.5 million products (384x64 at 16x16, 960x320 and 320x1280 at 4x4) lose 50 to
+    # 90 us each, as the blocked float layout is left and entered again; in a SqueezeNet 512x1000 at 13x13 wins 130.
+    min_dynamic_conv_macs=12_000_000,
     # QLinearAveragePool and QLinearSoftmax are slower than float; WeightBiasQuantization makes the float weights of
     # convolutions and Gemms per-tensor integers.
     # A 3x3 stem of 3 channels runs at 0.6 of float's speed on AVX2, and its input needs a quantizer besides; the

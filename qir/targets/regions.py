@@ -7,6 +7,7 @@ integers: a quantizer less, and more accurate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -273,7 +274,20 @@ def reason_against_dynamic_conv(node: Node, target: Target, wanted: bool = False
         return "the dynamic kernel is slower than float in groups"
     if channels < least:
         return f"with {channels} input channels the dynamic kernel is no faster than float, from {least} on it is"
+    products = _products(node, weight.tensor)
+    if products is not None and products < target.min_dynamic_conv_macs:
+        most = target.min_dynamic_conv_macs
+        return f"with {products} products the dynamic kernel is no faster than float, from {most} on it is"
     return None
+
+
+def _products(node: Node, weight: Tensor) -> int | None:
+    """Multiply-accumulates of a convolution of one group, an open batch counted as 1; None where its sizes are open."""
+    batch, _, *sizes = node.output.shape or (None, None, None)
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(known) < len(sizes):
+        return None
+    return (batch if isinstance(batch, int) else 1) * math.prod(known) * weight.size
 
 
 def reason_against_attention(node: Node) -> str | None:

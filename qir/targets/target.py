@@ -94,7 +94,8 @@ class Target:
     constant table of at least ``min_table_bytes`` runs. ``recurrent_kernels``: the target's name of the kernel for an
     operator of that form; with fewer than ``min_recurrent_weights`` weights, float is faster.
     ``min_dynamic_conv_channels``: from how many input channels on a convolution that quantizes its input at run time
-    is faster than float; None: never. ``cost``: what nodes cost.
+    is faster than float; None: never; with fewer than ``min_dynamic_conv_macs`` multiply-accumulates it is not.
+    ``cost``: what nodes cost.
     ``min_conv_channels``: a convolution of fewer input channels (depthwise ones aside) at an input of the model
     stays float. ``session_options``: entries that the runtime should be configured with. ``symmetric``: activations
     have zero point 0. ``per_tensor_weights``: operators whose weight has one scale. ``runs_here``: the runtime is
@@ -113,6 +114,7 @@ class Target:
     recurrent_kernels: Mapping[str, str] = field(default_factory=dict)
     min_recurrent_weights: int = 0
     min_dynamic_conv_channels: int | None = None
+    min_dynamic_conv_macs: int = 0
     min_table_bytes: int = 0
     barriers: frozenset[str] = frozenset()
     passed_by_quantizers: frozenset[str] = frozenset()

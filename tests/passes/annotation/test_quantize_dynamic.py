@@ -122,8 +122,15 @@ def test_convolutions_are_taken_where_the_runtime_gains() -> None:
     assert not any(one.op == "ConvInteger" for one in few.model.walk())
     missed = [remark.message for remark in few.remarks if remark.kind is RemarkKind.MISSED]
     assert any("no faster than float" in message for message in missed)
-    many = compiled(model(text.replace("N,3", "N,256").replace("5,3,3,3", "5,256,3,3")))
-    assert any(one.op == "ConvInteger" for one in many.model.walk())
+    wide = text.replace("N,3,9,7", "N,256,H,9").replace("5,3,3,3", "5,256,3,3")
+    assert any(one.op == "ConvInteger" for one in compiled(model(wide)).model.walk()), "its sizes are open"
+    for rows, taken in ((9, False), (800, True)):
+        sample = {"x": np.zeros((1, 256, rows, 9), np.float32)}
+        by_shape = compiled(model(wide.replace("H", str(rows))))
+        by_sample = Pipeline.parse("quantize-dynamic,emit-dynamic").run(model(wide), calibration=[sample])
+        for made in (by_shape, by_sample):
+            assert any(one.op == "ConvInteger" for one in made.model.walk()) == taken
+            assert any("products the dynamic kernel is no faster" in one.message for one in made.remarks) != taken
 
 
 @pytest.mark.parametrize(
