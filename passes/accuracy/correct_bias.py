@@ -16,7 +16,7 @@ from qir.ir import Model
 from qir.passes.emission.emit_qdq import EmitQdq
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 
-__all__ = ["CorrectBias", "correct_bias", "correct_biases", "spread"]
+__all__ = ["CorrectBias", "correct_bias", "correct_biases"]
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 

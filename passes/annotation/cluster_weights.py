@@ -117,7 +117,6 @@ class ClusterWeights(Pass):
         budget = int(self.budget * sum(weight.array.nbytes for weight in weights))
         chosen = spread_bits(weights, both, self.bits, budget, self._bytes)
         for weight in weights:
-            result.count(f"weights of {chosen[weight.value]} bits")
             if chosen[weight.value] == FLOAT:
                 text = "stays float: the results feel its errors most, for its size, and the budget allows it"
                 result.remarks.append(self.missed(weight.value, text))

@@ -16,11 +16,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from qir.calibration.data import open_data
+from qir.calibration.data import open_data, spread
 from qir.calibration.sequential import Layer, Step, float_means, linear_layers, recurrent_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
-from qir.passes.accuracy.correct_bias import correct_bias, spread
+from qir.passes.accuracy.correct_bias import correct_bias
 from qir.pipeline.contract import Pass, PassContext, PassResult
 from qir.quant.codebook import decode, encode, level_count, row_levels
 from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
@@ -343,7 +343,7 @@ def _store(owner: Pass, weight: Weight, quant: CodebookQuant, numbers: np.ndarra
     value.const = Tensor.of(np.ascontiguousarray(numbers, np.float32), name=value.tensor.name)
     value.frozen = True
     value.quant = quant
-    result.count("weights")
+    result.count(f"{quant.bits} bits")
     result.count("numbers", numbers.size)
     cut = f"{len(quant.table)} tables of {level_count(quant)} levels" if len(quant.table) > 1 else "one table"
     result.remarks.append(owner.applied(weight.node, f"weight stored as {quant.bits}-bit codes, {cut}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,16 @@ class QuantizationReport:
         """Why nodes of the user's model did not become integers."""
         return [remark for remark in self.remarks if remark.kind is RemarkKind.MISSED and remark.pass_name in _DECIDING]
 
+    @property
+    def stored(self) -> dict[int, int]:
+        """How many weights are stored in how many bits and computed with as float, by bits."""
+        found: Counter[int] = Counter()
+        for one in self.compilation.passes:
+            for name, count in one.statistics.items():
+                if match := _BITS.fullmatch(name):
+                    found[int(match[1])] += int(count)
+        return dict(sorted(found.items()))
+
     def to_json(self) -> dict[str, Any]:
         """For ``--json``; the schema is stable: keys are added, never changed."""
         return {
@@ -140,6 +151,7 @@ class QuantizationReport:
             "accuracy_optimizations_off": None if self.accuracy_plain is None else self.accuracy_plain.as_dict(),
             "executed_integer": dict(self.executed_integer),
             "executed_float": dict(self.executed_float),
+            "stored_weights": {str(bits): count for bits, count in self.stored.items()},
             "session_options": dict(self.session_options),
             "integer_io": {
                 name: {"dtype": quant.dtype.numpy.name, "scale": quant.scale[0], "zero_point": quant.zero_point[0]}
@@ -199,6 +211,9 @@ class QuantizationReport:
         asked = "" if self.min_sqnr is None else f", or miss {self.min_sqnr:g} dB"
         nothing = f"none: they would be slower than float here{asked}; {_INSTEAD}" if self.stays_float else "none"
         lines = [f"  integers  {integer or nothing}", f"  float     {heavy or 'nothing heavy'}"]
+        if self.stored:
+            stored = ", ".join(f"{count} in {bits} bits" for bits, count in self.stored.items())
+            lines.append(f"  weights   {stored}")
         for name, quant in self.integer_io.items():
             scale, zero = quant.scale[0], quant.zero_point[0]
             lines.append(f"  i/o       {name!r} is {quant.dtype}: number = (code - {zero}) * {scale:.6g}")
@@ -229,6 +244,8 @@ class QuantizationReport:
 
 _NAMED = re.compile(r" '[^']*' stays float")
 """A weight that the subject, its node, stands for in words."""
+_BITS = re.compile(r"(\d+) bits")
+"""A statistic of the passes that store weights in few bits."""
 _DECIDING = frozenset(
     {
         "quantize",

@@ -252,7 +252,7 @@ def test_a_budget_goes_where_the_results_feel_it() -> None:
         run(source, unseen), run(decoded(even.model), unseen)
     )
     assert gain > 4
-    assert "weights of 4 bits" in spent.passes[0].statistics
+    assert spent.passes[0].statistics["4 bits"] == 1
     blind = Pipeline.parse("cluster-weights{budget=0.16}").run(source)
     assert any(remark.message.startswith("4 bits everywhere: without samples") for remark in blind.remarks)
 
@@ -281,7 +281,7 @@ def test_every_reader_of_weights() -> None:
         }
     ]
     result = Pipeline.parse("cluster-weights{min-channel=16}").run(source)
-    assert result.passes[0].statistics["weights"] == 5
+    assert result.passes[0].statistics["4 bits"] == 5
     remark = next(remark for remark in result.remarks if remark.subject == "position")
     assert remark.message == "stays float: Mul does not read it as a weight"
     assert quality(run(source, samples), run(decoded(result.model), samples)) > 15
