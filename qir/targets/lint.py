@@ -129,6 +129,11 @@ def _codes(node: Node, rules: Constraints) -> Iterator[Finding]:
         yield _found(node, "symmetric-activation", f"its zero point is {_first(zero.numpy())}, not 0")
 
 
+def _output_axis(node: Node, rank: int) -> int:
+    """Of a weight; one of a MatMul may be a stack of matrices."""
+    return rank - 1 if node.op == "MatMul" else weight_axis(node) % rank
+
+
 def _weight(node: Node, rules: Constraints) -> Iterator[Finding]:
     maker = _dequantizer(node.input(1))
     shape = _weight_shape(maker)
@@ -150,7 +155,7 @@ def _weight(node: Node, rules: Constraints) -> Iterator[Finding]:
         return
     if node.op not in rules.per_channel:
         yield _found(node, "per-tensor-weight", "its weight has a scale a channel, the target takes one for all")
-    elif (axis := params.axis % len(shape)) != (wanted := weight_axis(node) % len(shape)):
+    elif (axis := params.axis % len(shape)) != (wanted := _output_axis(node, len(shape))):
         yield _found(
             node,
             "weight-axis",

@@ -3,6 +3,7 @@
 # ruff: noqa: E501  # a graph reads best with a node a line
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import qir
@@ -144,3 +145,23 @@ def test_targets_differ_in_what_is_emitted() -> None:
     broken = {name: {finding.rule for finding in lint(one, load_target("ort-cpu"))} for name, one in emitted.items()}
     assert "activation-type" in broken["tensorrt"], "s8 activations"
     assert broken["qnn-htp"] <= {"slow-kernel", "movement"}
+
+
+def test_channels_of_a_stack_of_matrices_are_its_last_axis() -> None:
+    text = """
+    graph (%x: f32[3,4,2]) -> (%y) {
+      @w: f32[3,2,8] #1
+      %y: f32[3,4,8] = MatMul(%x, @w) name="m"
+    }"""
+    samples = [{"x": np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)}]
+    for axis, found in (("2", []), ("1", [("m", "weight-axis")])):
+        made = (
+            Pipeline.parse("quantize-static{activation=u8 weight=s8},emit-qdq")
+            .run(model(text), calibration=samples)
+            .model
+        )
+        for node in made.walk():
+            if node.op == "DequantizeLinear" and node.get("axis") is not None:
+                node.set("axis", int(axis))
+        rules = [(one.node, one.rule) for one in lint(made, load_target("ort-cpu"))]
+        assert [rule for rule in rules if rule[1] == "weight-axis"] == found
