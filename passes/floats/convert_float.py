@@ -94,6 +94,7 @@ class ConvertFloat(Pass):
             for node, reason in plan.reasons.items():
                 result.remarks.append(self.missed(node, f"{node.op} stays float32: {reason}"))
             if load_target(ctx.target).runs_here:
+                _part_turned_products(model, result)
                 result.remarks.append(self.note(None, _emulated(dtype)))
         result.changed = bool(result.statistics)
         return result
@@ -142,6 +143,22 @@ class ConvertFloat(Pass):
                 value.replace_all_uses(node.output)
                 graph.remove_initializer(value)
                 result.count("constants")
+
+
+def _part_turned_products(model: Model, result: PassResult) -> None:
+    """onnxruntime 1.31 makes one operator of a Transpose that moves the rows and an f16 product with a matrix, and then
+    crashes while it loads the model: a Max of one operand stands between the two."""
+    for node in list(model.walk()):
+        operand = node.input(0) if node.op == "MatMul" and node.domain == "" else None
+        turn = None if operand is None else operand.producer
+        if operand is None or turn is None or turn.op != "Transpose" or operand.dtype is not DType.FLOAT16:
+            continue
+        axes = list(turn.get("perm", ()))
+        if len(axes) < 3 or axes[-1] != len(axes) - 1 or axes[-2] == len(axes) - 2 or node.graph is None:
+            continue
+        apart = node.graph.insert_before(node, "Max", [operand], types=[operand.type], source=[node])
+        node.set_input(0, apart.output)
+        result.count("barriers")
 
 
 def _emulated(dtype: DType) -> str:

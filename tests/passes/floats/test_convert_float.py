@@ -3,6 +3,8 @@
 # ruff: noqa: E501  # a graph reads best with a node a line
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -306,3 +308,22 @@ def test_a_target_file_of_the_runtime_is_that_runtime(tmp_path: Path) -> None:
     source = model(MLP.format(middle="%d = Relu(%c)"))
     result = Pipeline.parse("convert-float").run(source, target=str(tmp_path / "server.toml"))
     assert "emulated on ort-cpu" in reasons(result)
+
+
+@pytest.mark.parametrize(("perm", "barriers"), [([1, 0, 2], 1), ([0, 2, 1], 0)])
+def test_a_product_of_turned_rows_loads(perm: list[int], barriers: int) -> None:
+    sizes = [8, 4, 16] if perm == [1, 0, 2] else [4, 16, 8]
+    text = f"""
+graph g(%x: f32[{",".join(map(str, sizes))}]) -> (%y) {{
+  @v: f32[{sizes[2]},{sizes[2]}] #1
+  @w: f32[16,32] #2
+  %h = MatMul(%x, @v)
+  %t = Transpose(%h) {{perm={perm}}}
+  %y = MatMul(%t, @w)
+}}
+"""
+    result = Pipeline.parse("convert-float").run(model(text))
+    assert sum(node.op == "Max" for node in result.model.walk()) == barriers
+    # In a process of its own: where this goes wrong, onnxruntime takes the process with it.
+    program = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.stdin.buffer.read())"
+    subprocess.run([sys.executable, "-c", program], input=to_bytes(result.model), check=True)
