@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qir
+from qir.ir import Tensor
 from qir.pipeline import RemarkKind
 from tests.passes.int8 import model
 
@@ -74,3 +75,26 @@ def test_half_precision_models_and_calls_of_functions_are_quantized(preset: str)
     samples = [{"x": np.random.default_rng(seed).normal(size=(4, 64)).astype(np.float16)} for seed in range(4)]
     report = qir.quantize(model(text), calibration=samples, preset=preset, latency_seconds=0)
     assert report.sqnr_min_db is not None and 10 < report.sqnr_min_db < 70
+
+
+@pytest.mark.parametrize(
+    ("preset", "size"), [("fp16", 0.3), ("fp16-weights", 0.3), ("bf16", 0.3), ("codebook4", 0.1), ("log4", 0.1)]
+)
+def test_an_embedding_and_its_transposed_copy_are_stored_once(preset: str, size: float) -> None:
+    source = model(
+        """
+        graph g(%i: s64[1,3]) -> (%y) {
+          @t: f32[1000,96] #41
+          @h: f32[96,1000] #42
+          %e: f32[1,3,96] = Gather(@t, %i)
+          %y: f32[1,3,1000] = MatMul(%e, @h)
+        }
+        """
+    )
+    table, head = source.graph.initializers
+    assert table.tensor is not None
+    head.const = Tensor.of(table.tensor.numpy().T.copy())
+    samples = [{"i": np.array([[seed, 7, 999]])} for seed in range(4)]
+    report = qir.quantize(source, calibration=samples, preset=preset, latency_seconds=0)
+    assert report.size_after < size * report.size_before
+    assert report.sqnr_min_db is not None and report.sqnr_min_db > 12
