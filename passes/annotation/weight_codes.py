@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
 from qir.passes.accuracy.correct_bias import correct_bias
 from qir.pipeline.contract import Pass, PassContext, PassResult
+from qir.quant.catch_up import caught_up, cross_moment, gain
 from qir.quant.codebook import decode, encode, level_count, row_levels
 from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
@@ -45,6 +46,7 @@ _MOST_COLUMNS = 4096
 _REFITS = 2
 _DAMPINGS = (0.01, 0.1)
 """Of the moments, see ``gptq.round_levels``."""
+_CATCH_UP_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 
 _OPERANDS = {
     "Conv": (1,),
@@ -79,18 +81,15 @@ class WeightCodes:
     """What is fitted to the codes once they are chosen; ``tables``: scales as well."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A constant, the first node that reads it as a weight, and the axis of its output channels."""
+    """A constant, the first node that reads it as a weight, the axis of its output channels, and the numbers to code:
+    its own, or others that serve the layer better."""
 
     value: Value
     node: Node
     axis: int | None
-
-    @property
-    def array(self) -> np.ndarray:
-        assert self.value.tensor is not None
-        return self.value.tensor.numpy()
+    array: np.ndarray
 
 
 def store_weights(
@@ -111,10 +110,11 @@ def store_weights(
         biased = [layer for layer in layers if layer.bias_owner is not None]
         expected = float_means(model, biased, feeds) if biased else {}
         ctx.progress.start("choosing weight codes", len(layers))
-        for step in visit_layers(model, layers, feeds, lambda copy: None, inputs=True):
+        coded, plain = (visit_layers(model, layers, feeds, lambda copy: None, inputs=True) for _ in range(2))
+        for step, original in zip(coded, plain, strict=True):
             weight = weights.pop(step.layer.weight_use.value, None)
             if weight is not None:
-                quant, numbers, power = _fit(step, weight, coder, options)
+                quant, numbers, power = _fit(step, original, weight, coder, options)
                 step.set_weight(numbers)
                 _store(owner, weight, quant, numbers, result)
                 result.count(f"weighted by moment^{power:g}")
@@ -166,7 +166,7 @@ def _gather(owner: Pass, options: WeightCodes, model: Model, result: PassResult)
             if reason is not None:
                 result.remarks.append(owner.missed(value, f"stays float: {reason}"))
                 continue
-            yield Weight(value, reader.node, axis)
+            yield Weight(value, reader.node, axis, tensor.numpy())
     if small:
         bytes_ = sum(value.tensor.nbytes for value in small if value.tensor is not None)
         message = (
@@ -204,20 +204,25 @@ def _reads_matrix(layer: Layer, weights: dict[Value, Weight]) -> bool:
     return node.op == "Conv" or (not node.get("transA", 0) and node.get("alpha", 1.0) == 1.0)
 
 
-def _fit(step: Step, weight: Weight, coder: Coder, options: WeightCodes) -> tuple[CodebookQuant, np.ndarray, float]:
+def _fit(
+    step: Step, original: Step, weight: Weight, coder: Coder, options: WeightCodes
+) -> tuple[CodebookQuant, np.ndarray, float]:
     """The levels of a layer's weight, the weight on them, and the power of the weighting that they are chosen with.
+
+    ``original``: the layer's turn in the float model. Codes are chosen for a weight that makes good what the layers
+    before lost, where that helps on samples held out (``quant.catch_up``).
 
     How much a weight counts, whether rounding by effect pays, and how far to trust few samples' moments, is decided on
     samples held out; the levels and codes are then chosen anew, on all of them.
     """
-    layer = _Layer(step, weight, coder, options.rows)
+    layer = _Layer(step, original, weight, coder, options.rows)
     trials = [layer.code(power, _DAMPINGS[0], layer.fitted, layer.held_out) for power in _WEIGHTINGS]
     best = min(trials, key=lambda trial: trial.error)
     trials = [best, *(layer.code(best.power, damping, layer.fitted, layer.held_out) for damping in _DAMPINGS[1:])]
     best = min(trials, key=lambda trial: trial.error)
     final = layer.code(best.power, best.damping, layer.all, None)
     if final.rounded is None or not best.rounding_pays:
-        return final.quant, nearest(weight, final.quant), best.power
+        return final.quant, nearest(layer.weight, final.quant), best.power
     quant, rounded = final.quant, final.rounded
     if options.refit != "nothing" and layer.can_refit:
         for _ in range(_REFITS):
@@ -242,30 +247,51 @@ class _Layer:
     """A layer's weight, as the matrix ``targets``, and second moments of its inputs: of all samples, of those to choose
     by, and of those to judge by, (groups, columns, columns) each, cut where there are very many columns."""
 
-    def __init__(self, step: Step, weight: Weight, coder: Coder, rows: int) -> None:
+    def __init__(self, step: Step, original: Step, weight: Weight, coder: Coder, rows: int) -> None:
         self.weight, self.coder = weight, coder
         self.geometry = layer_rows(step.layer.node, weight.array.shape, step.layer.weight_index)
         self.targets = self.geometry.matrix(weight.array.astype(np.float64))
         wanted = -(-rows // max(len(step.inputs), 1))
-        parts = [self.geometry.rows(one.astype(np.float32), wanted) for one in step.inputs]
+        parts, true = (
+            [self.geometry.rows(one.astype(np.float32), wanted) for one in turn.inputs] for turn in (step, original)
+        )
         largest = max(float(np.abs(part).max(initial=0.0)) for part in parts) or 1.0
-        whole = [np.rint(part * np.float32(_LARGEST_MOMENT / largest)) for part in parts]
-        mean_weight = _MEAN_WEIGHT if step.layer.bias_owner is not None else 1.0
+        step_size = np.float32(largest / _LARGEST_MOMENT)
+        whole = [np.rint(part / step_size) for part in parts]
+        ahead = [np.rint(one / step_size) - part for one, part in zip(true, whole, strict=True)]
+        self.mean_weight = _MEAN_WEIGHT if step.layer.bias_owner is not None else 1.0
         columns = self.targets.shape[-1]
         self.cuts = [slice(at, min(at + _MOST_COLUMNS, columns)) for at in range(0, columns, _MOST_COLUMNS)]
-        self.all = self._hessians(whole, mean_weight)
-        judged = whole[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
-        chosen = [part for index, part in enumerate(whole) if index % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1]
-        self.fitted = self._hessians(chosen, mean_weight) if judged else self.all
-        self.held_out = self._hessians(judged, mean_weight) if judged else self.all
+        self.all = self._hessians(whole)
+        chosen, judged = _split(whole)
+        self.fitted = self._hessians(chosen) if judged else self.all
+        self.held_out = self._hessians(judged) if judged else self.all
+        if judged and len(self.cuts) == 1:
+            self._catch_up(whole, ahead)
 
-    def _hessians(self, parts: list[np.ndarray], mean_weight: float) -> list[np.ndarray]:
+    def _catch_up(self, whole: list[np.ndarray], ahead: list[np.ndarray]) -> None:
+        """Move the targets to what comes nearer to the float model's results with the inputs at hand."""
+
+        def cross(ahead: list[np.ndarray], whole: list[np.ndarray]) -> np.ndarray:
+            return cross_moment(np.concatenate(ahead, axis=1), np.concatenate(whole, axis=1), self.mean_weight)
+
+        chosen, judged = (cross(*both) for both in zip(_split(ahead), _split(whole), strict=True))
+        gains = {}
+        for damping in _CATCH_UP_DAMPINGS:
+            change = caught_up(self.targets, self.fitted[0], chosen, damping)
+            gains[damping] = gain(change, self.targets, self.held_out[0], judged)
+        best = max(gains, key=lambda damping: gains[damping])
+        if gains[best] > 0:
+            self.targets = self.targets + caught_up(self.targets, self.all[0], cross(ahead, whole), best)
+            self.weight = replace(self.weight, array=self.geometry.weight(self.targets).astype(np.float32))
+
+    def _hessians(self, parts: list[np.ndarray]) -> list[np.ndarray]:
         inputs = np.concatenate(parts, axis=1)
         found = []
         for columns in self.cuts:
             moments = Moments(inputs.shape[0], columns.stop - columns.start)
             moments.add(inputs[..., columns].astype(np.float64))
-            found.append(moments.hessian(mean_weight))
+            found.append(moments.hessian(self.mean_weight))
         return found
 
     def code(self, power: float, damping: float, hessians: list[np.ndarray], judges: list[np.ndarray] | None) -> _Trial:
@@ -321,6 +347,12 @@ class _Layer:
         return sum(
             float(output_error(lost[..., cut], judge).sum()) for cut, judge in zip(self.cuts, judges, strict=True)
         )
+
+
+def _split(parts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of one part a sample: those to choose by, and those to judge by."""
+    judged = parts[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+    return [part for index, part in enumerate(parts) if index % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1], judged
 
 
 def _useful_levels(quant: CodebookQuant, channels: int) -> np.ndarray | None:
