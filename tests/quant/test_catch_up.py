@@ -47,7 +47,7 @@ def test_nothing_ahead_nothing_to_do() -> None:
 
 def test_a_bias_takes_the_means() -> None:
     """What is ahead by a constant is no reason to change a weight whose layer has a bias."""
-    weights, inputs, _ = drawn(1)
+    _, inputs, _ = drawn(1)
     cross = cross_moment(np.full_like(inputs, 7), inputs, 0.0)
     np.testing.assert_allclose(cross, 0, atol=1e-9)
     assert np.abs(cross_moment(np.full_like(inputs, 7), inputs, 1.0)).max() > 1
