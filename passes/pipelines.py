@@ -51,7 +51,7 @@ INT8_DYNAMIC = Preset(
     "int8-dynamic",
     # What is faster in float computes in float, from weights that are stored in 8 bits and widened at load.
     f"{_PREPARE},quantize-dynamic,place,avoid-slow-fusions,emit-dynamic,"
-    "quantize-weights{bits=8 block-size=128 symmetric},emit-weight-only{form=fold}",
+    "quantize-weights{bits=8 block-size=none symmetric},emit-weight-only{form=fold}",
     "Integer weights, activations quantized at run time where that is fast: needs no calibration data.",
 )
 
