@@ -19,6 +19,7 @@ from qir.errors import DataError, OptionError
 from qir.ir import Model, Node, StaticQuant, Value
 from qir.passes.accuracy.round_blocks import round_blocks
 from qir.passes.annotation.spread_bits import weight_noises
+from qir.passes.emission.weight_forms import FILLED, WORTH_PADDING
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import fake_quantize
 from qir.quant.blocks import Fit, block_quant
@@ -229,10 +230,13 @@ class Weight:
         for axis, block in self.layouts(options):
             shape = self.slots[0].shape
             units = shape[axis] if block is None else size // shape[axis] * -(-shape[axis] // block)
-            stored = size if block is None else units * block  # the last block is filled up
-            nodes, letter = _SPELLED if stored == size else _SPELLED_FILLED
+            missing = 0 if block is None else units * block - size
+            filled = missing * bits // 8  # the last block is filled up
+            if missing + size > FILLED * size:  # not for a kernel, so at load where that takes fewer bytes
+                filled = min(filled, WORTH_PADDING)
+            nodes, letter = _SPELLED_FILLED if missing else _SPELLED
             total += nodes + letter * len(f"{self.value.name}_rounded")
-            total += stored * bits // 8 + 4 * units + (0 if options.symmetric else units * bits // 8)
+            total += size * bits // 8 + filled + 4 * units + (0 if options.symmetric else units * bits // 8)
         return total
 
     def error(self, options: QuantizeWeights, bits: int, energy: Mapping[Value, np.ndarray]) -> float:

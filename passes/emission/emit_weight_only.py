@@ -12,7 +12,7 @@ from qir.errors import UnsupportedError
 from qir.ir import DType, Graph, Model, Node, Shape, StaticQuant, Tensor, TensorType, UseQuantMarker, Value
 from qir.ir.provenance import merge
 from qir.passes.emission.emit_dynamic import bias_behind, drop_unused
-from qir.passes.emission.weight_forms import Form, choose_forms
+from qir.passes.emission.weight_forms import WORTH_PADDING, Form, choose_forms
 from qir.pipeline.contract import Effect, Pass, PassContext, PassResult
 from qir.quant.arithmetic import quantize, scale_shape
 from qir.quant.slots import Role, WeightSlot, weight_slots
@@ -23,8 +23,6 @@ _CONTRIB = "com.microsoft"
 _KERNEL = "weight-only"
 _LEAST_BLOCK = 16
 _MOVING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-_WORTH_PADDING = 512
-"""Bytes; about what the nodes that fill a folded block up when the model is loaded take themselves."""
 _ACCURACY_LEVEL = 4
 
 
@@ -288,7 +286,7 @@ class Emitter:
             blocks = scale_shape(shape, quant)[axis]
             missing = blocks * quant.block_size - shape[axis]
             ends = [missing if index == axis else 0 for index in range(len(shape))]
-            late = codes.size // shape[axis] * missing * quant.dtype.bits // 8 > _WORTH_PADDING
+            late = codes.size // shape[axis] * missing * quant.dtype.bits // 8 > WORTH_PADDING
             if not late:
                 codes = np.pad(codes, [(0, end) for end in ends])
             filled = (*shape[:axis], blocks * quant.block_size, *shape[axis + 1 :])

@@ -15,7 +15,7 @@ from qir.pipeline.contract import PassContext
 from qir.quant.slots import Role, WeightSlot
 from qir.runtime.session import OrtRunner
 
-__all__ = ["Form", "choose_forms"]
+__all__ = ["FILLED", "WORTH_PADDING", "Form", "choose_forms"]
 
 Form = Literal["auto", "contrib", "qdq", "fold"]
 
@@ -23,8 +23,10 @@ _FEW_ROWS = 2
 _SMALL_WEIGHT = 1 << 16
 _SMALL_TABLE = 1 << 20
 _MUCH_MEMORY = 1 << 30
-_FILLED = 1.25
+FILLED = 1.25
 """Times as long as a sum its blocks may be for the kernels that fill the last one up."""
+WORTH_PADDING = 512
+"""Bytes; about what the nodes that fill a folded block up when the model is loaded take themselves."""
 
 
 def choose_forms(form: Form, model: Model, slots: list[WeightSlot], ctx: PassContext) -> dict[Node, Form]:
@@ -39,7 +41,7 @@ def choose_forms(form: Form, model: Model, slots: list[WeightSlot], ctx: PassCon
     for slot in linear:
         count = rows.get(slot.node)
         few = count is None or count <= _FEW_ROWS
-        fits = few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT and _filled(slot) <= _FILLED
+        fits = few and int(np.prod(slot.shape)) >= _SMALL_WEIGHT and _filled(slot) <= FILLED
         forms[slot.node] = "contrib" if fits else "fold"
     kept = {slot.value for slot in linear if forms[slot.node] == "contrib"}
     for slot in slots:
