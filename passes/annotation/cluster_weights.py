@@ -124,7 +124,7 @@ class ClusterWeights(Pass):
 
     def _bytes(self, weight: Weight, bits: int) -> int:
         """In the file, about."""
-        channels = 1 if weight.axis is None else weight.array.shape[weight.axis]
+        channels = weight.array.shape[weight.axis]
         tables = self._parts(channels, weight.array.size // channels, bits)
         return coded_bytes(weight.array.size, bits, tables, channels)
 

@@ -28,6 +28,7 @@ from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
 from qir.quant.recipe import Recipe
 from qir.quant.refit import refit_levels
+from qir.quant.slots import WeightSlot, weight_slots
 
 __all__ = ["Coder", "Weight", "WeightCodes", "gather_weights", "nearest", "store_weights"]
 
@@ -47,18 +48,6 @@ _REFITS = 2
 _DAMPINGS = (0.01, 0.1)
 """Of the moments, see ``gptq.round_levels``."""
 _CATCH_UP_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
-
-_OPERANDS = {
-    "Conv": (1,),
-    "ConvTranspose": (1,),
-    "Gemm": (1,),
-    "MatMul": (1, 0),
-    "Gather": (0,),
-    "LSTM": (1, 2),
-    "GRU": (1, 2),
-    "RNN": (1, 2),
-}
-"""Which operands of which operators are weights."""
 
 
 class Coder(Protocol):
@@ -88,7 +77,7 @@ class Weight:
 
     value: Value
     node: Node
-    axis: int | None
+    axis: int
     array: np.ndarray
 
 
@@ -142,6 +131,9 @@ def gather_weights(owner: Pass, options: WeightCodes, model: Model, result: Pass
 def _gather(owner: Pass, options: WeightCodes, model: Model, result: PassResult) -> Iterator[Weight]:
     kept = Recipe.open(options.recipe).with_float(options.keep_float).resolve(model)
     small: list[Value] = []
+    slots: dict[Value, WeightSlot] = {}
+    for slot in weight_slots(model):
+        slots.setdefault(slot.value, slot)
     for graph in model.graph.graphs():
         for value in graph.initializers:
             tensor = value.tensor
@@ -150,48 +142,27 @@ def _gather(owner: Pass, options: WeightCodes, model: Model, result: PassResult)
             if tensor.size < options.min_size or len(tensor.shape) < 2:
                 small.append(value)
                 continue
-            readers = [use for use in value.uses if use.node is not None]
-            reader = next((use for use in readers if use.index in _OPERANDS.get(_standard_op(use.node), ())), None)
-            if reader is None or reader.node is None:
-                op = readers[0].node.op if readers and readers[0].node is not None else "nothing"
+            found = slots.get(value)
+            if found is None:
+                op = value.users[0].op if value.users else "nothing"
                 result.remarks.append(owner.missed(value, f"stays float: {op} does not read it as a weight"))
                 continue
-            reason = next((why for use in readers if use.node is not None and (why := kept(use.node))), None)
+            reason = next((why for node in (found.node, *value.users) if (why := kept(node))), None)
             if reason is None and not np.isfinite(tensor.numpy()).all():
                 reason = "it holds an infinity or NaN"
-            axis = _channel_axis(reader.node, reader.index, tensor)
-            numbers = tensor.size if axis is None else tensor.size // max(tensor.shape[axis], 1)
+            numbers = tensor.size // tensor.shape[found.channel_axis]
             if reason is None and numbers < options.min_channel:
                 reason = f"{numbers} numbers a channel need too much of a scale, and few bits harm them most"
             if reason is not None:
                 result.remarks.append(owner.missed(value, f"stays float: {reason}"))
                 continue
-            yield Weight(value, reader.node, axis, tensor.numpy())
+            yield Weight(value, found.node, found.channel_axis, tensor.numpy())
     if small:
         bytes_ = sum(value.tensor.nbytes for value in small if value.tensor is not None)
         message = (
             f"{len(small)} small tensors ({bytes_} bytes: biases, norms, under {options.min_size} numbers) stay float"
         )
         result.remarks.append(owner.missed(None, message))
-
-
-def _standard_op(node: Node | None) -> str:
-    return node.op if node is not None and node.domain in ("", "ai.onnx") else ""
-
-
-def _channel_axis(node: Node, operand: int, tensor: Tensor) -> int | None:
-    rank = len(tensor.shape)
-    match node.op:
-        case "Conv" | "Gather":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            return 0 if node.get("transB", 0) else 1
-        case "MatMul":
-            return rank - 1 if operand == 1 else rank - 2
-        case _:
-            return 1 if rank == 3 else None
 
 
 def _reads_matrix(layer: Layer, weights: dict[Value, Weight]) -> bool:
@@ -320,8 +291,7 @@ class _Layer:
     def can_refit(self) -> bool:
         """Whether the moments are whole, and no two rows share a scale."""
         groups, rows, _ = self.targets.shape
-        axis = self.weight.axis
-        return len(self.cuts) == 1 and axis is not None and self.weight.array.shape[axis] == groups * rows
+        return len(self.cuts) == 1 and self.weight.array.shape[self.weight.axis] == groups * rows
 
     def refit(
         self, quant: CodebookQuant, rounded: np.ndarray, damping: float, *, tables: bool
@@ -335,7 +305,7 @@ class _Layer:
 
     def _levels(self, quant: CodebookQuant) -> np.ndarray | None:
         """Ascending levels of each row that rounding chooses among, (groups, rows, levels), if there are few."""
-        levels = _useful_levels(quant, 1 if self.weight.axis is None else self.weight.array.shape[self.weight.axis])
+        levels = _useful_levels(quant, self.weight.array.shape[self.weight.axis])
         if levels is None:
             return None
         groups, rows, _ = self.targets.shape

@@ -287,6 +287,19 @@ def test_every_reader_of_weights() -> None:
     assert quality(run(source, samples), run(decoded(result.model), samples)) > 15
 
 
+def test_einsum_and_fused_attention_read_weights_too() -> None:
+    source = model(
+        "graph g(%x: f32[1,6,32]) -> (%y, %a) { @w: f32[4,32,16] #1 @q: f32[32,96] #2 @b: f32[96] #3"
+        ' %y = Einsum(%x, @w) {equation="bsd,hdk->bhsk"}'
+        " %a = com.microsoft.Attention(%x, @q, @b) {num_heads=4} }",
+        opset=17,
+    )
+    for passes in ("cluster-weights{min-channel=16}", "quantize-log{min-channel=16}"):
+        result = Pipeline.parse(passes).run(source, calibration=feeds(source))
+        assert {v.name for v in result.model.graph.initializers if v.quant is not None} == {"w", "q"}
+        assert quality(run(source, feeds(source)), run(decoded(result.model), feeds(source))) > 12
+
+
 def test_a_shared_weight_is_stored_once() -> None:
     source = model(
         "graph g(%x: f32[N,32], %i: s64[M]) -> (%y, %z) {"
