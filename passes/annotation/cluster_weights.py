@@ -77,6 +77,14 @@ class ClusterWeights(Pass):
             raise ValueError("bits must be 1 to 8")
         if self.dim not in (1, 2, 4, 8):
             raise ValueError("dim must be 1, 2, 4 or 8")
+        if self.tables is not None and self.tables < 1:
+            raise ValueError("tables must be 1 or more")
+        if self.overhead < 0:
+            raise ValueError("overhead must be 0 or more")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ValueError("budget must be a share of the float bytes, 0 to 1")
+        if self.probes < 1:
+            raise ValueError("probes must be 1 or more")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         options = WeightCodes(

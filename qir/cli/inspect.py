@@ -209,8 +209,17 @@ def _stored(model: Model) -> dict[str, int]:
         for value in graph.initializers:
             narrow = value.tensor is not None and value.tensor.dtype in _NARROW and value.tensor.size >= _LEAST_STORED
             if narrow and value.users and all(user.op in _WIDENING and user.domain == "" for user in value.users):
-                found[_dtype(value)] += 1
-    return dict(sorted(found.items()))
+                found[_dtype(value)] += not _decodes(value)
+    return dict(sorted((+found).items()))
+
+
+def _decodes(value: Value) -> bool:
+    """Whether a constant is a codebook's table or scales rather than a weight."""
+    uses = [use for user in value.users for out in user.outputs if out is not None for use in out.uses]
+    return bool(uses) and all(
+        use.node is not None and (use.node.op == "Mul" or (use.node.op.startswith("Gather") and use.index == 0))
+        for use in uses
+    )
 
 
 def _dtype(value: Value | None) -> str:

@@ -170,7 +170,7 @@ def quantize(
             target=target,
             keep_float=keep_float or (),
             recipe=recipe,
-            settings=[*(set_ or ()), *_size_setting(target_size)],
+            settings=[*(set_ or ()), *_size_setting(target_size, effort.of(preset))],
             input_range=input_range or (),
             min_sqnr=min_sqnr,
             max_drop=max_drop,
@@ -225,10 +225,17 @@ def _replay(manifest: Path, output: Path | None) -> None:
     typer.echo("the same bytes as in the recorded run" + (f", written to {str(output)!r}" if output else ""))
 
 
-def _size_setting(share: str | None) -> list[str]:
+def _size_setting(share: str | None, preset: str) -> list[str]:
     """`--target-size` as a setting of the pass that heeds it; `30%` and `0.3` are the same."""
+    from qir.pipeline import Pipeline
+
     if share is None:
         return []
+    if "quantize-weights" not in (one.name for one in Pipeline.parse(preset).passes):
+        raise OptionError(
+            f"--target-size is for int4-weights: {preset!r} gives no weight 4 bits, 8 bits or float by size "
+            "(codebook4 has --set cluster-weights.budget=0.14)"
+        )
     try:
         number = float(share.removesuffix("%")) / (100 if share.endswith("%") else 1)
     except ValueError:

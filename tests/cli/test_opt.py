@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,4 @@ def test_inspect_sees_weights_that_are_decoded_at_load(
     assert main(["inspect", str(tmp_path / "out.onnx")]) == 0
     text = capsys.readouterr().out
     assert "not quantized" not in text and "weights stored in few bits, computed as float: " in text and stored in text
+    assert not re.search(r"computed as float: .*(?<!b)f16", text)  # tables and scales are no weights

@@ -377,5 +377,6 @@ def test_same_bytes_twice() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="bits"):
         ClusterWeights(bits=9)
-    with pytest.raises(OptionError, match="dim"):
-        Pipeline.parse("cluster-weights{dim=3}")
+    for option in ("dim=3", "tables=0", "overhead=-1", "budget=7", "budget=0", "probes=0"):
+        with pytest.raises(OptionError, match=option.partition("=")[0]):
+            Pipeline.parse(f"cluster-weights{{{option}}}")

@@ -235,7 +235,7 @@ def test_target_size_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*arguments, "--preset", "int4-weights", "--target-size", "small"]) == 2
     assert "--target-size 'small' is no share of the float file: write 30% or 0.3" in capsys.readouterr().err
     assert main([*arguments, "--preset", "optimize", "--target-size", "30%"]) == 2
-    assert "no pass 'quantize-weights' to set" in capsys.readouterr().err
+    assert "--target-size is for int4-weights: 'optimize' gives no weight" in capsys.readouterr().err
 
 
 TWO = """graph g(%x: f32[4,64]) -> (%y) {
