@@ -74,7 +74,7 @@ class QuantizeWeights(Pass):
     """Names, globs or operators of nodes that stay as they are."""
     recipe: str | None = None
     """A TOML file of choices by node; see ``docs/quantize.md``."""
-    samples: int = 16
+    samples: int = 64
     """How many calibration samples ``mse`` and ``gptq`` look at."""
     rows: int = 2048
     """At most so many rows of a layer's inputs are looked at."""

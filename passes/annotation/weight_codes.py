@@ -22,7 +22,7 @@ from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
 from qir.passes.accuracy.correct_bias import correct_bias
 from qir.pipeline.contract import Pass, PassContext, PassResult
-from qir.quant.catch_up import caught_up, cross_moment, gain
+from qir.quant.catch_up import CATCH_UP_DAMPINGS, caught_up, cross_moment, gain
 from qir.quant.codebook import decode, encode, level_count, row_levels
 from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
@@ -47,7 +47,6 @@ _MOST_COLUMNS = 4096
 _REFITS = 2
 _DAMPINGS = (0.01, 0.1)
 """Of the moments, see ``gptq.round_levels``."""
-_CATCH_UP_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 
 
 class Coder(Protocol):
@@ -248,7 +247,7 @@ class _Layer:
 
         chosen, judged = (cross(*both) for both in zip(_split(ahead), _split(whole), strict=True))
         gains = {}
-        for damping in _CATCH_UP_DAMPINGS:
+        for damping in CATCH_UP_DAMPINGS:
             change = caught_up(self.targets, self.fitted[0], chosen, damping)
             gains[damping] = gain(change, self.targets, self.held_out[0], judged)
         best = max(gains, key=lambda damping: gains[damping])
