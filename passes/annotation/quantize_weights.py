@@ -30,9 +30,10 @@ from qir.runtime.session import OrtRunner
 
 __all__ = ["QuantizeWeights", "Weight", "gather_weights", "layout_of"]
 
-_SPELLED, _SPELLED_FILLED = (350, 27), (460, 37)
-"""The most that the nodes of a quantized weight take in the file, in bytes: in all, and for each character of its name;
-the same where the last block is filled up, which has to be cut off again."""
+_SPELLED, _SPELLED_FILLED, _SPELLED_LATE = (350, 27, 5), (460, 37, 6), (620, 47, 8)
+"""The most that the nodes of a quantized weight take in the file, in bytes: in all, for each character of its name, and
+for each of its node's name, which every node has as its source; the same where the last block is filled up in the file,
+and when the model is loaded, and has to be cut off again."""
 _KERNEL = "weight-only"
 _LEAST_BLOCK = 16
 
@@ -232,10 +233,11 @@ class Weight:
             units = shape[axis] if block is None else size // shape[axis] * -(-shape[axis] // block)
             missing = 0 if block is None else units * block - size
             filled = missing * bits // 8  # the last block is filled up
-            if missing + size > FILLED * size:  # not for a kernel, so at load where that takes fewer bytes
-                filled = min(filled, WORTH_PADDING)
-            nodes, letter = _SPELLED_FILLED if missing else _SPELLED
-            total += nodes + letter * len(f"{self.value.name}_rounded")
+            spelled = _SPELLED_FILLED if missing else _SPELLED
+            if filled > WORTH_PADDING and missing + size > FILLED * size:  # for no kernel, hence when it is loaded
+                filled, spelled = 0, _SPELLED_LATE
+            nodes, letter, source = spelled
+            total += nodes + letter * len(f"{self.value.name}_rounded") + source * len(self.first.label)
             total += size * bits // 8 + filled + 4 * units + (0 if options.symmetric else units * bits // 8)
         return total
 

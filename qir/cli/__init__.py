@@ -72,7 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        return _crashed(error)
+        return INTERRUPTED if _was_interrupted(error) else _crashed(error)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of an interrupt: onnxruntime makes an ImportError of one that comes while it is loaded."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _crashed(error: Exception) -> int:

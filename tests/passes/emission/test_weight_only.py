@@ -274,12 +274,16 @@ def test_compare_ranks_rounded_weights_and_its_lines_keep_their_promise(preset: 
     assert abs(better.accuracy.sqnr_min_db - report.predicted_db) < 2, (better.accuracy.sqnr_min_db, str(report))
 
 
-@pytest.mark.parametrize("share", [0.5, 0.7])
-def test_the_file_keeps_to_its_target_size(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibration", [None, "calib.npz"])
+@pytest.mark.parametrize("share", [0.48, 0.5, 0.55, 0.7])
+def test_the_file_keeps_to_its_target_size(share: float, calibration: str | None, tmp_path: Path) -> None:
     """With widths that fill no block and names that are long, in the form that takes most nodes."""
     folder, out = golden_models.path("encoder-moods"), tmp_path / "out.onnx"
     settings = [f"quantize-weights.target-size={share}"]
-    qir.quantize(folder / "model.onnx", out, preset="int4-weights", settings=settings)
+    samples = None if calibration is None else folder / calibration
+    qir.quantize(
+        folder / "model.onnx", out, preset="int4-weights", settings=settings, calibration=samples, latency_seconds=0
+    )
     assert share - 0.08 < out.stat().st_size / (folder / "model.onnx").stat().st_size <= share
 
 
