@@ -115,6 +115,20 @@ def test_an_interrupt_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_an_interrupt_while_the_runtime_is_loaded_is_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime's module makes an ImportError of it."""
+    import qir.frontend
+
+    def interrupted(path: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(qir.frontend, "load", interrupted)
+    assert main(["inspect", "x.onnx"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     process = subprocess.Popen([*RUN, "passes"], cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
