@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qir.calibration.data import split_judges
 from qir.calibration.sequential import Layer, Step, visit_layers
 from qir.ir import Model, Node, StaticQuant, Use, UseQuantMarker, Value
 from qir.passes.emission.emit_qdq import EmitQdq
 from qir.pipeline.contract import PassContext
 from qir.quant.arithmetic import quantize
 from qir.quant.blocks import units_like
-from qir.quant.catch_up import CATCH_UP_DAMPINGS, caught_up, cross_moment
+from qir.quant.catch_up import best_damping, caught_up, cross_moment
 from qir.quant.gptq import Moments, round_numbers
 from qir.quant.layer_rows import Rows, layer_rows
 
@@ -27,7 +28,6 @@ __all__ = ["round_blocks"]
 _WHOLE = 255
 """Each column of the inputs is rounded to so many steps of either sign: sums of their products are then exact, the same
 on every machine."""
-_HELD_OUT_EVERY = 4
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
@@ -63,8 +63,8 @@ def _drop_annotations(model: Model) -> None:
             value.quant = None
     for node in model.walk():
         node.kernel = None
-        for index in range(len(node.inputs)):
-            if (use := node.use(index)) is not None:
+        for use in node.uses:
+            if use is not None:
                 use.quant = UseQuantMarker.INHERIT
 
 
@@ -113,10 +113,9 @@ class _InputMoments:
             whole.append(np.rint(part / step_size[:, None]).astype(np.float32))
             ahead.append(np.rint(wish / step_size[:, None]).astype(np.float32) - whole[-1])
         area = step_size[:, :, None] * step_size[:, None, :]
-        judged = slice(_HELD_OUT_EVERY - 1, None, _HELD_OUT_EVERY)
-        fitted = [index for index in range(len(whole)) if index % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1]
-        fit = _side([whole[index] for index in fitted], [ahead[index] for index in fitted], area)
-        return fit, _side(whole[judged], ahead[judged], area) if whole[judged] else fit
+        (fitted, judged), (fitted_ahead, judged_ahead) = split_judges(whole), split_judges(ahead)
+        fit = _side(fitted, fitted_ahead, area)
+        return fit, _side(judged, judged_ahead, area) if judged else fit
 
 
 def _side(whole: list[np.ndarray], ahead: list[np.ndarray], area: np.ndarray) -> _Side:
@@ -130,8 +129,8 @@ def _side(whole: list[np.ndarray], ahead: list[np.ndarray], area: np.ndarray) ->
 
 def _targets(wanted: np.ndarray, fit: _Side, judge: _Side) -> np.ndarray:
     """The weight, or what comes nearer to the float model's results with the inputs at hand."""
-    tried = [wanted, *(wanted + caught_up(wanted, fit.hessian, fit.cross, damping) for damping in CATCH_UP_DAMPINGS)]
-    return min(tried, key=lambda one: judge.error(wanted, one))
+    damping = best_damping(wanted, (fit.hessian, fit.cross), (judge.hessian, judge.cross))
+    return wanted if damping is None else wanted + caught_up(wanted, fit.hessian, fit.cross, damping)
 
 
 def _round(step: Step, original: Step, moments: _InputMoments, max_columns: int, damping: float) -> float | None:
@@ -159,9 +158,8 @@ def _round(step: Step, original: Step, moments: _InputMoments, max_columns: int,
         # Of 8 bits there is little to make good, and samples cannot tell it from chance: MiniLM loses 3 dB by it.
         targets = _targets(wanted[..., cut], fitted, judged) if quant.dtype.bits <= 4 else wanted[..., cut]
         numbers[..., cut] = round_numbers(
-            targets, fitted.hessian, scale[..., cut], low[..., cut], high[..., cut],
-            damping=damping,
-        )  # fmt: skip
+            targets, fitted.hessian, scale[..., cut], low[..., cut], high[..., cut], damping=damping
+        )
         before += judged.error(wanted[..., cut], nearest[..., cut])
         after += judged.error(wanted[..., cut], numbers[..., cut])
     if not after < before:

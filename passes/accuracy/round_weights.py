@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qir.calibration.data import open_data, spread
+from qir.calibration.data import open_data, split_judges, spread
 from qir.calibration.sequential import Step, float_means, integer_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.errors import DataError
@@ -24,7 +24,6 @@ from qir.targets import WeightRange
 
 __all__ = ["RoundWeights"]
 
-_HELD_OUT_EVERY = 4
 _MEAN_WEIGHT = 0.5
 """How much a mean error counts that the bias takes away: measured better than 0 and 1, as a bias that was fitted on
 some samples is never quite right on others."""
@@ -164,11 +163,9 @@ class _Rounder:
             for start in range(0, columns, self.owner.max_columns)
         ]
         wanted = -(-self.owner.rows // len(step.inputs))
-        fitted: list[np.ndarray] = []
-        held_out: list[np.ndarray] = []
-        for index, array in enumerate(step.inputs):
-            rows = geometry.rows(array.astype(np.float32) - np.float32(zero_point), wanted)
-            (held_out if index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1 else fitted).append(rows)
+        fitted, held_out = split_judges(
+            [geometry.rows(array.astype(np.float32) - np.float32(zero_point), wanted) for array in step.inputs]
+        )
         for part in parts:
             for moments, chosen in ((part.fitted, fitted), (part.held_out, held_out)):
                 if chosen:

@@ -16,13 +16,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from qir.calibration.data import open_data, spread
+from qir.calibration.data import open_data, split_judges, spread
 from qir.calibration.sequential import Layer, Step, float_means, linear_layers, recurrent_layers, visit_layers
 from qir.calibration.specs import input_specs
 from qir.ir import CodebookQuant, DType, Model, Node, Tensor, Value
 from qir.passes.accuracy.correct_bias import correct_bias
 from qir.pipeline.contract import Pass, PassContext, PassResult
-from qir.quant.catch_up import CATCH_UP_DAMPINGS, caught_up, cross_moment, gain
+from qir.quant.catch_up import best_damping, caught_up, cross_moment
 from qir.quant.codebook import decode, encode, level_count, row_levels
 from qir.quant.gptq import Moments, damped_moments, output_error, round_levels
 from qir.quant.layer_rows import layer_rows
@@ -34,7 +34,6 @@ __all__ = ["Coder", "Weight", "WeightCodes", "gather_weights", "nearest", "store
 
 _LARGEST_MOMENT = 2047.0
 """Inputs are scaled to whole numbers of this magnitude, whose products add up exactly: the same on any thread count."""
-_HELD_OUT_EVERY = 4
 _WEIGHTINGS = (1.0, 0.5, 0.0)
 """Powers of the inputs' second moments that weigh squared errors of weights when levels are learned. What the diagonal
 says is right for codes chosen one by one; codes chosen by their effect want levels for all weights, in parts."""
@@ -233,7 +232,7 @@ class _Layer:
         columns = self.targets.shape[-1]
         self.cuts = [slice(at, min(at + _MOST_COLUMNS, columns)) for at in range(0, columns, _MOST_COLUMNS)]
         self.all = self._hessians(whole)
-        chosen, judged = _split(whole)
+        chosen, judged = split_judges(whole)
         self.fitted = self._hessians(chosen) if judged else self.all
         self.held_out = self._hessians(judged) if judged else self.all
         if judged and len(self.cuts) == 1:
@@ -245,14 +244,10 @@ class _Layer:
         def cross(ahead: list[np.ndarray], whole: list[np.ndarray]) -> np.ndarray:
             return cross_moment(np.concatenate(ahead, axis=1), np.concatenate(whole, axis=1), self.mean_weight)
 
-        chosen, judged = (cross(*both) for both in zip(_split(ahead), _split(whole), strict=True))
-        gains = {}
-        for damping in CATCH_UP_DAMPINGS:
-            change = caught_up(self.targets, self.fitted[0], chosen, damping)
-            gains[damping] = gain(change, self.targets, self.held_out[0], judged)
-        best = max(gains, key=lambda damping: gains[damping])
-        if gains[best] > 0:
-            self.targets = self.targets + caught_up(self.targets, self.all[0], cross(ahead, whole), best)
+        chosen, judged = (cross(*both) for both in zip(split_judges(ahead), split_judges(whole), strict=True))
+        damping = best_damping(self.targets, (self.fitted[0], chosen), (self.held_out[0], judged))
+        if damping is not None:
+            self.targets = self.targets + caught_up(self.targets, self.all[0], cross(ahead, whole), damping)
             self.weight = replace(self.weight, array=self.geometry.weight(self.targets).astype(np.float32))
 
     def _hessians(self, parts: list[np.ndarray]) -> list[np.ndarray]:
@@ -316,12 +311,6 @@ class _Layer:
         return sum(
             float(output_error(lost[..., cut], judge).sum()) for cut, judge in zip(self.cuts, judges, strict=True)
         )
-
-
-def _split(parts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of one part a sample: those to choose by, and those to judge by."""
-    judged = parts[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
-    return [part for index, part in enumerate(parts) if index % _HELD_OUT_EVERY != _HELD_OUT_EVERY - 1], judged
 
 
 def _useful_levels(quant: CodebookQuant, channels: int) -> np.ndarray | None:

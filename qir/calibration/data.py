@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,12 +30,16 @@ __all__ = [
     "hold_out",
     "is_random",
     "open_data",
+    "split_judges",
     "spread",
     "spread_indices",
 ]
 
 HELD_OUT_FROM = 16  # samples; with fewer none is spared
 HELD_OUT_EVERY = 8
+_JUDGE_EVERY = 4
+
+Item = TypeVar("Item")
 
 
 class DataSource:
@@ -146,6 +150,12 @@ def spread_indices(data: DataSource, count: int) -> list[int]:
     if total <= count:
         return list(range(total))
     return sorted({round(index * (total - 1) / max(count - 1, 1)) for index in range(count)})
+
+
+def split_judges(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Of one item a sample: those to choose by, and each fourth, to judge the choice by; none of fewer than four."""
+    judged = list(items[_JUDGE_EVERY - 1 :: _JUDGE_EVERY])
+    return [item for index, item in enumerate(items) if index % _JUDGE_EVERY != _JUDGE_EVERY - 1], judged
 
 
 def open_data(

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qir.ir import DType, Model, Node, Use, Value
+from qir.quant.layer_rows import RECURRENT
 
 __all__ = ["Role", "WeightSlot", "weight_slots"]
-
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 class Role(enum.Enum):
@@ -73,7 +72,7 @@ def _slots_of(node: Node) -> Iterator[WeightSlot]:
         if use is not None and len(_shape(use)) >= 3:
             axes = (1, 0) if node.op == "Conv" else (0, 1)
             yield WeightSlot(node, use, Role.OTHER, *axes)
-    elif node.op in _RECURRENT:
+    elif node.op in RECURRENT:
         for index in (1, 2):
             use = _constant(node, index)
             if use is not None and len(_shape(use)) == 3:
